@@ -275,10 +275,16 @@ class Bars:
     def __len__(self) -> int:
         return int(self.ts_ns.size)
 
-    def slice(self, start: int, stop: int) -> Bars:
+    def between(self, start: int, stop: int) -> Bars:
         """Bars ``start:stop`` by position, as views."""
+        cut = slice(start, stop)
         return Bars(
             self.product_id,
             self.granularity,
-            *(a[start:stop] for a in (self.ts_ns, self.open, self.high, self.low, self.close, self.volume)),
+            self.ts_ns[cut],
+            self.open[cut],
+            self.high[cut],
+            self.low[cut],
+            self.close[cut],
+            self.volume[cut],
         )
