@@ -1,0 +1,273 @@
+"""The one reader of environment and YAML: a frozen tree of settings, and the risk limits.
+
+Precedence: environment (``DESK_``, nested with ``__``) > what a running desk wrote into its state folder
+> the profile's YAML > defaults. An unknown key is an error everywhere. Secrets come from a file or a mounted
+folder, never from YAML, and are ``SecretStr`` so that no log shows them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+CONF_DIR: Final = Path(__file__).resolve().parent
+RUNNING_FILE: Final = "desk.json"
+SECRETS_FILE: Final = "secrets.env"
+SIMULATED: Final = "SIMULATED"
+
+_PLACEHOLDER: Final = re.compile(
+    r"<.*>|change[-_ ]?me.*|your[-_ ].*|x{3,}|todo|example.*|placeholder.*|\.{3}", re.IGNORECASE
+)
+
+
+class SettingsError(ValueError):
+    """A setting, a limit or a secret is missing, unknown or out of range; the text names field, value and rule."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RedisSettings(_Section):
+    """The ledger's server. Without ``host`` the desk starts its own Valkey on ``port`` (0 = a free one)."""
+
+    host: str | None = None
+    port: int = Field(0, ge=0, le=65535)
+    database: int = Field(0, ge=0, le=15)
+    tls: bool = False
+    timeout_s: float = Field(1.0, gt=0, le=30)
+    connect_timeout_s: float = Field(0.5, gt=0, le=30)
+    maxmemory_mb: int = Field(512, ge=16)
+    appendfsync: Literal["always", "everysec"] = "always"
+
+
+class RaySettings(_Section):
+    """Ray on this machine; 0 = a free port. With ``address`` an existing cluster's Jobs API is used instead."""
+
+    address: str | None = None
+    gcs_port: int = Field(0, ge=0, le=65535)
+    dashboard_port: int = Field(0, ge=0, le=65535)
+    num_cpus: int = Field(0, ge=0, description="logical CPUs Ray may use; 0 = twice the machine's")
+    object_store_mb: int = Field(512, ge=80)
+
+
+class ServeSettings(_Section):
+    """Where the applications answer over HTTP; 0 = a free port."""
+
+    http_port: int = Field(8000, ge=0, le=65535)
+
+
+class VenueSettings(_Section):
+    """The exchange orders go to and bars come from."""
+
+    kind: Literal["simulator", "coinbase"] = "simulator"
+    host_port: str | None = None
+    timeout_s: float = Field(5.0, gt=0, le=60)
+    requests_per_s: float = Field(25.0, gt=0, le=1000)
+
+
+class SimulatorSettings(_Section):
+    """The exchange simulator the embedded desk starts; 0 = a free port."""
+
+    port: int = Field(0, ge=0, le=65535)
+    seed: int = Field(7, ge=0)
+    history_days: int = Field(1200, ge=1, le=20_000)
+
+
+class ExecutionSettings(_Section):
+    """Rhythm of the execution service."""
+
+    account: str = "main"
+    reference_interval_s: float = Field(1.0, gt=0, le=60)
+    poll_interval_s: float = Field(0.25, gt=0, le=60)
+    reconcile_interval_s: float = Field(30.0, gt=0, le=600)
+
+
+class Secrets(_Section):
+    """Everything that must not be seen; each may be absent, and absent means absent."""
+
+    redis_password: SecretStr | None = None
+    api_key_pepper: SecretStr | None = None
+    coinbase_key_name: SecretStr | None = None
+    coinbase_private_key: SecretStr | None = None
+
+
+class Settings(BaseSettings):
+    """All settings of a process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DESK_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    profile: Literal["paper", "live"] = "paper"
+    state_dir: Path = ROOT / ".desk"
+    redis: RedisSettings = RedisSettings()
+    ray: RaySettings = RaySettings()
+    serve: ServeSettings = ServeSettings()
+    venue: VenueSettings = VenueSettings()
+    simulator: SimulatorSettings = SimulatorSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+    limits_file: Path = CONF_DIR / "limits.yaml"
+    bars_dir: Path | None = None
+    runs_dir: Path | None = None
+    secrets_dir: Path | None = Field(None, description="a folder with one file a secret, as Kubernetes mounts them")
+
+    @property
+    def bars_path(self) -> Path:
+        """Root of the bar store."""
+        return self.bars_dir or self.state_dir / "bars"
+
+    @property
+    def runs_path(self) -> Path:
+        """Parent of all run folders."""
+        return self.runs_dir or self.state_dir / "runs"
+
+    @property
+    def data_source(self) -> str:
+        """What every screen, file and report calls the origin of prices and fills."""
+        return SIMULATED if self.venue.kind == "simulator" else "coinbase"
+
+    @property
+    def api_url(self) -> str:
+        """Base address of the Serve applications on this machine."""
+        return f"http://127.0.0.1:{self.serve.http_port}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over what ``load_settings`` read from files."""
+        return env_settings, init_settings
+
+
+def load_settings(profile: str | None = None, state_dir: Path | None = None) -> Settings:
+    """Read the settings of this process.
+
+    ``profile`` and ``state_dir`` override ``DESK_PROFILE`` and ``DESK_STATE_DIR``. Raises ``SettingsError`` naming
+    the field, the value and the rule.
+    """
+    _refuse_unknown_environment(os.environ)
+    folder = (state_dir or Path(os.environ.get("DESK_STATE_DIR") or ROOT / ".desk")).resolve()
+    running = read_mapping(folder / RUNNING_FILE).get("settings", {})
+    name = profile or os.environ.get("DESK_PROFILE") or running.get("profile") or "paper"
+    path = CONF_DIR / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in CONF_DIR.glob("*.yaml") if p.stem in {"paper", "live"}))
+        raise SettingsError(f"profile: {name!r} is not a profile; known: {known}")
+    merged = _merge(read_mapping(path), running) | {"profile": name, "state_dir": folder}
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        raise SettingsError(describe(error)) from None
+    # What the caller names beats the environment, so that one process can look at another desk.
+    return settings.model_copy(update={"profile": name, "state_dir": folder})
+
+
+def load_secrets(settings: Settings) -> Secrets:
+    """Read the secrets: a mounted folder, else the state folder's ``secrets.env``, else ``conf/secrets.env``.
+
+    Raises ``SettingsError`` where a file can be read by others, holds an unknown key or a placeholder.
+    """
+    found: dict[str, str] = {}
+    for path in (CONF_DIR / SECRETS_FILE, settings.state_dir / SECRETS_FILE):
+        if path.is_file():
+            found |= _read_secrets_file(path)
+    if settings.secrets_dir is not None:
+        found |= _read_secrets_folder(settings.secrets_dir)
+    try:
+        return Secrets(**{key: SecretStr(value) for key, value in found.items()})
+    except ValidationError as error:
+        raise SettingsError("secrets: unknown key " + ", ".join(str(e["loc"][0]) for e in error.errors())) from None
+
+
+def write_secrets(path: Path, values: Mapping[str, str]) -> None:
+    """Write a secrets file that only its owner can read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.writelines(f"{key.upper()}={value}\n" for key, value in values.items())
+
+
+def describe(error: ValidationError) -> str:
+    """One clause a broken rule: field, rule and value."""
+    lines = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"])
+        value = "" if item["type"] in {"missing", "extra_forbidden"} else f", was {item['input']!r}"
+        lines.append(f"{field}: {item['msg']}{value}")
+    return "; ".join(lines)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML (or JSON) file that holds a mapping; an absent or empty file is an empty one."""
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not readable as YAML: {error}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"{path}: expected a mapping, was {type(loaded).__name__}")
+    return loaded
+
+
+def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
+    for name in environment:
+        if name.startswith("DESK_") and name.removeprefix("DESK_").split("__")[0].lower() not in Settings.model_fields:
+            raise SettingsError(f"{name}: not a setting (environment); see conf/settings.py")
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _read_secrets_file(path: Path) -> dict[str, str]:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise SettingsError(f"{path}: mode {mode:04o} lets others read it; expected 0600 (chmod 600 {path.name})")
+    secrets = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        key, separator, value = line.partition("=")
+        if not separator:
+            raise SettingsError(f"{path} line {number}: expected KEY=value")
+        if value.strip():
+            secrets[key.strip().lower()] = _real_secret(
+                f"{path.name} {key.strip()}", value.strip().replace("\\n", "\n")
+            )
+    return secrets
+
+
+def _read_secrets_folder(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        raise SettingsError(f"secrets_dir: {folder} is not a folder")
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    return {p.name.lower(): _real_secret(p.name, p.read_text().strip()) for p in files}
+
+
+def _real_secret(name: str, value: str) -> str:
+    if _PLACEHOLDER.fullmatch(value):
+        raise SettingsError(f"{name}: still a placeholder; put the real value in or leave it empty")
+    return value
