@@ -1,0 +1,574 @@
+"""The shared state of the desk: one atomic call a verb into the Redis Functions library ledger.lua.
+
+``Ledger`` is stateless beside its connection, so any number of replicas may hold one. Calls made within one turn of
+the event loop travel as one pipeline: under load that costs one round trip and one fsync for many orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from fractions import Fraction
+from importlib.resources import files
+from typing import Any, Final
+
+import redis.asyncio
+import redis.exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from conf.limits import AccountLimits
+from conf.settings import Secrets, Settings
+from strategies.model import (
+    LEDGER_INTEGER_MAX,
+    MICROS_PER_UNIT,
+    Denial,
+    Fill,
+    Order,
+    OrderStatus,
+    Product,
+    Side,
+    TradingState,
+    micros_exact,
+)
+
+ACCOUNTS_KEY: Final = "tt:accounts"
+PRODUCTS_KEY: Final = "tt:products"
+API_KEYS_KEY: Final = "tt:api_keys"
+HEARTBEATS_KEY: Final = "tt:heartbeats"
+OUTBOX_GROUP: Final = "execution"
+# More calls than this waiting for the server means it cannot keep up: refusing is better than queueing without end.
+WAITING_CALLS_MAX: Final = 20_000
+PIPELINE_CALLS_MAX: Final = 256
+
+
+class LedgerError(RuntimeError):
+    """The ledger refused a call: a mistake of ours, never a verdict about an order."""
+
+
+class LedgerUnavailable(RuntimeError):
+    """The ledger did not answer in time; whether the call took effect is unknown, so repeat it with the same id."""
+
+
+class StaleEpoch(RuntimeError):
+    """Another writer has claimed the account since; this one must stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The ledger's answer to a reservation: ``kind`` ACCEPTED, DENIED, REPEATED or CONFLICT, and the FIRST answer."""
+
+    kind: str
+    answer: dict[str, Any]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the first answer to this id was yes."""
+        return self.answer.get("verdict") == "ACCEPTED" and self.kind != "CONFLICT"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All of an account at one instant, fields as ledger.lua names them, integers as text."""
+
+    state: dict[str, str]
+    limits: dict[str, str]
+    book: dict[str, str]
+    positions: dict[str, str]
+    reference: dict[str, str]
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One figure of the books that does not add up."""
+
+    what: str
+    booked: int
+    computed: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """One instruction on its way to the venue."""
+
+    entry_id: str
+    kind: str
+    client_order_id: str
+
+
+def account_base(account: str) -> str:
+    """The base of all of an account's keys; the braces put them into one hash slot."""
+    return f"tt:{{{account}}}"
+
+
+def value_scale(product: Product) -> tuple[int, int]:
+    """Micros that one lot is worth at one tick, as (numerator, denominator) in lowest terms."""
+    scale = Fraction(product.base_increment) * Fraction(product.quote_increment) * MICROS_PER_UNIT
+    return scale.numerator, scale.denominator
+
+
+def fingerprint(order: Order) -> str:
+    """Identity of an order's content: a repeat of its id must have the same one."""
+    fields = asdict(order)
+    for name in ("quantity", "limit_price"):
+        fields[name] = None if fields[name] is None else str(fields[name].normalize())
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+class Ledger:
+    """The verbs. Every method may raise ``LedgerUnavailable`` or ``LedgerError``."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        """Use ``client`` for everything; ``close`` closes it."""
+        self._client = client
+        self._waiting: list[tuple[str, tuple[str, ...], asyncio.Future[Any]]] = []
+        self._flushing: asyncio.Task[None] | None = None
+
+    @classmethod
+    def connect(cls, settings: Settings, secrets: Secrets) -> Ledger:
+        """A ledger on the server of ``settings``; nothing is sent yet."""
+        if not settings.redis.port:
+            raise LedgerUnavailable("redis.port: no ledger server is known; is the desk up? (desk up)")
+        client = redis.asyncio.Redis(
+            host=settings.redis.host or "127.0.0.1",
+            port=settings.redis.port,
+            db=settings.redis.database,
+            ssl=settings.redis.tls,
+            password=secrets.redis_password.get_secret_value() if secrets.redis_password else None,
+            socket_timeout=settings.redis.timeout_s,
+            socket_connect_timeout=settings.redis.connect_timeout_s,
+            # Never repeated behind our back: a repeat is the caller's, with the same id.
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+            max_connections=64,
+        )
+        return cls(client)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.aclose()
+
+    async def install(self) -> None:
+        """Load the function library, replacing an older one."""
+        source = (files("cluster") / "ledger.lua").read_text()
+        await self._direct("FUNCTION", "LOAD", "REPLACE", source)
+
+    async def ping(self) -> None:
+        """Return when the server answers and has the library."""
+        reply = await self._direct("FUNCTION", "LIST", "LIBRARYNAME", "tt_ledger")
+        if not reply:
+            raise LedgerUnavailable("the ledger's function library is not loaded (desk up loads it)")
+
+    async def server(self) -> tuple[str, str]:
+        """Name and version of the server."""
+        info = await self._direct("INFO", "server")
+        name = str(info.get("server_name") or "redis")
+        return name, str(info.get(f"{name}_version") or info.get("redis_version"))
+
+    async def memory(self) -> tuple[int, int]:
+        """Bytes used and bytes allowed."""
+        info = await self._direct("INFO", "memory")
+        return int(info["used_memory"]), int(info["maxmemory"])
+
+    # -- orders --------------------------------------------------------------------------------------------------------
+
+    async def reserve(self, order: Order, product: Product | None, by: str, denials: Sequence[Denial] = ()) -> Verdict:
+        """Decide on ``order`` and, if it may pass, reserve, audit and queue it: one atomic step.
+
+        ``denials`` are what the stateless checks found; with any, the order is denied and that is recorded.
+        """
+        amounts = ("", "", "", "") if denials else _amounts(order, product)
+        kind, answer = await self._call(
+            "tt_reserve",
+            order.account,
+            order.client_order_id,
+            fingerprint(order),
+            order.strategy,
+            order.product_id,
+            order.side.value,
+            order.type.value,
+            order.time_in_force.value,
+            str(order.quantity),
+            "" if order.limit_price is None else str(order.limit_price),
+            "1" if order.post_only else "0",
+            *amounts,
+            by,
+            json.dumps([asdict(denial) for denial in denials]) if denials else "",
+        )
+        return Verdict(kind, json.loads(answer))
+
+    async def request_cancel(self, account: str, client_order_id: str, by: str) -> tuple[str, str]:
+        """Cancel at once what was not sent, else ask the venue: (status, CANCELLED | REQUESTED | ALREADY)."""
+        status, outcome = await self._call("tt_request_cancel", account, client_order_id, by)
+        return str(status), str(outcome)
+
+    async def order(self, account: str, client_order_id: str) -> dict[str, str] | None:
+        """The order's fields, or None."""
+        fields = await self._direct("HGETALL", f"{account_base(account)}:order:{client_order_id}")
+        return fields or None
+
+    async def open_orders(self, account: str, at_most: int = 10_000) -> list[dict[str, str]]:
+        """Orders that hold a reservation, oldest first, each with its ``client_order_id``."""
+        ids = await self._direct("ZRANGE", f"{account_base(account)}:open", "0", str(at_most - 1))
+        return await self._orders(account, ids)
+
+    async def recent_orders(self, account: str, at_most: int = 100) -> list[dict[str, str]]:
+        """The orders of the newest audit entries, newest first, open and ended."""
+        entries = await self._direct("XREVRANGE", f"{account_base(account)}:audit", "+", "-", "COUNT", "2000")
+        ids = dict.fromkeys(fields["id"] for _, fields in entries if fields["kind"] in {"RESERVED", "DENIED"})
+        return await self._orders(account, list(ids)[:at_most])
+
+    async def _orders(self, account: str, ids: Sequence[str]) -> list[dict[str, str]]:
+        base = account_base(account)
+        async with self._client.pipeline(transaction=False) as pipe:
+            for client_order_id in ids:
+                pipe.hgetall(f"{base}:order:{client_order_id}")
+            found = await self._guard(pipe.execute())
+        return [{"client_order_id": key, **fields} for key, fields in zip(ids, found, strict=True) if fields]
+
+    # -- execution -----------------------------------------------------------------------------------------------------
+
+    async def claim(self, account: str, by: str) -> int:
+        """A new epoch; every writer with an older one is refused from now on."""
+        return int(await self._call("tt_claim", account, by))
+
+    async def mark_sent(self, account: str, epoch: int, client_order_id: str) -> tuple[bool, str]:
+        """(whether this caller may send it, the status now)."""
+        reply = await self._fenced("tt_mark_sent", account, epoch, client_order_id)
+        return len(reply) > 1, reply[0]
+
+    async def ack(
+        self, account: str, epoch: int, client_order_id: str, status: OrderStatus, venue_order_id: str = ""
+    ) -> str:
+        """Note the venue's answer (OPEN), or that there was none (UNKNOWN). Returns the status now."""
+        reply = await self._fenced("tt_ack", account, epoch, client_order_id, status.value, venue_order_id)
+        return reply[0]
+
+    async def fill(self, account: str, epoch: int, fill: Fill, product: Product) -> tuple[str, str]:
+        """Book a fill once: (APPLIED | DUPLICATE | NOT_FOUND, the order's status)."""
+        reply = await self._fenced(
+            "tt_fill",
+            account,
+            epoch,
+            fill.client_order_id,
+            fill.trade_id,
+            str(product.lots(fill.quantity)),
+            str(micros_exact(fill.price * fill.quantity)),
+            str(micros_exact(fill.fee)),
+            str(fill.ts_ns),
+        )
+        return reply[0], reply[1]
+
+    async def release(
+        self, account: str, epoch: int, client_order_id: str, status: OrderStatus, reason: str, by: str = "execution"
+    ) -> tuple[bool, str]:
+        """End an order and free its reservation: (whether this call did it, the status now)."""
+        reply = await self._fenced("tt_release", account, epoch, client_order_id, status.value, reason, by)
+        return len(reply) > 1, reply[0]
+
+    async def set_references(self, account: str, quotes: Sequence[tuple[Product, Decimal, Decimal]]) -> None:
+        """Set best bid and ask (quote currency units) of products; their age counts from the server's clock."""
+        arguments: list[str] = []
+        for product, bid, ask in quotes:
+            numerator, denominator = value_scale(product)
+            ticks = (str(product.ticks(bid)), str(product.ticks(ask)))
+            arguments += [product.product_id, *ticks, str(numerator), str(denominator)]
+        if arguments:
+            await self._call("tt_set_reference", account, *arguments)
+
+    async def outbox_open(self, account: str) -> None:
+        """Make the outbox's consumer group if it does not exist."""
+        try:
+            await self._client.xgroup_create(f"{account_base(account)}:outbox", OUTBOX_GROUP, id="0", mkstream=True)
+        except redis.exceptions.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise LedgerError(str(error)) from error
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+            raise LedgerUnavailable(str(error)) from error
+
+    async def outbox_read(self, account: str, consumer: str, start: str, at_most: int) -> list[OutboxEntry]:
+        """Entries for ``consumer``: ``start`` ">" = new ones, "0" = those it was given and has not finished."""
+        key = f"{account_base(account)}:outbox"
+        reply = await self._direct(
+            "XREADGROUP", "GROUP", OUTBOX_GROUP, consumer, "COUNT", str(at_most), "STREAMS", key, start
+        )
+        streams = reply.items() if isinstance(reply, dict) else reply or []
+        return [
+            OutboxEntry(entry_id, fields.get("kind", ""), fields.get("id", ""))
+            for _, entries in streams
+            for entry_id, fields in _flat_entries(entries)
+            if fields
+        ]
+
+    async def outbox_done(self, account: str, entry_ids: Sequence[str]) -> None:
+        """Remove finished entries."""
+        key = f"{account_base(account)}:outbox"
+        async with self._client.pipeline(transaction=True) as pipe:
+            pipe.xack(key, OUTBOX_GROUP, *entry_ids)
+            pipe.xdel(key, *entry_ids)
+            await self._guard(pipe.execute())
+
+    async def outbox_length(self, account: str) -> int:
+        """Entries not yet finished."""
+        return int(await self._direct("XLEN", f"{account_base(account)}:outbox"))
+
+    # -- the account ---------------------------------------------------------------------------------------------------
+
+    async def set_limits(self, account: str, fields: Mapping[str, str], by: str) -> int:
+        """Replace the account's limits; returns their version (unchanged where nothing differs)."""
+        arguments = [part for pair in sorted(fields.items()) for part in pair]
+        version = int(await self._call("tt_set_limits", account, by, *arguments))
+        await self._direct("SADD", ACCOUNTS_KEY, account)
+        return version
+
+    async def open_account(
+        self, account: str, cash_micros: int, positions: Mapping[str, tuple[int, int]], by: str
+    ) -> bool:
+        """Open the books with cash and positions {product: (lots, cost in micros)}; only the first call counts."""
+        arguments = [str(part) for product, pair in positions.items() for part in (product, *pair)]
+        return str(await self._call("tt_open_account", account, by, str(cash_micros), *arguments)) == "OPENED"
+
+    async def set_state(self, account: str, scope: str, state: TradingState, by: str, reason: str) -> tuple[int, int]:
+        """Set a scope's trading state: (audit number, cancels asked for). Scopes: global, account, strategy|S …"""
+        seq, asked = await self._call("tt_set_state", account, scope, state.value, by, reason)
+        return int(seq), int(asked)
+
+    async def accounts(self) -> list[str]:
+        """Names of all accounts with limits."""
+        return sorted(await self._direct("SMEMBERS", ACCOUNTS_KEY))
+
+    async def snapshot(self, account: str) -> Snapshot:
+        """The whole account at one instant."""
+        reply = await self._call("tt_snapshot", account)
+        parts = {reply[i]: _pairs(reply[i + 1]) for i in range(0, len(reply), 2)}
+        return Snapshot(now_ms=int(parts.pop("now_ms")["now_ms"]), **parts)
+
+    async def verify(self, account: str) -> list[Difference]:
+        """Prove the books: open reservations summed afresh, and cash and positions replayed from the audit stream.
+
+        Returns the figures that do not add up; an empty list is the proof. The replay is compared only if no entry
+        came between the sums and the stream, and is tried again otherwise.
+        """
+        for _ in range(20):
+            sums, book, positions = (_pairs(part) for part in await self._call("tt_open_sums", account))
+            replayed = await self._replay(account)
+            if replayed["seq"] == int(book.get("seq", "0")):
+                break
+        else:
+            replayed = {}
+        differences = [Difference("orders in :open without a reservation", 0, int(sums.pop("broken")))]
+        counted = (
+            {f for f in book if f.endswith(("|open_orders", "|open_notional", "_lots"))} | {"reserved"} | set(sums)
+        )
+        differences += [Difference(f, int(book.get(f, "0")), int(sums.get(f, "0"))) for f in sorted(counted)]
+        if replayed:
+            differences += _compare_replay(book, positions, replayed)
+        return [d for d in differences if d.booked != d.computed]
+
+    async def _replay(self, account: str) -> dict[str, int]:
+        """Cash, positions and the last number, from the audit stream alone; -1 as number where one is missing."""
+        totals: dict[str, int] = {"seq": 0}
+        start = "-"
+        while True:
+            page = await self._direct("XRANGE", f"{account_base(account)}:audit", start, "+", "COUNT", "1000")
+            for _, fields in page:
+                if int(fields["seq"]) != totals["seq"] + 1:
+                    raise LedgerError(
+                        f"audit of {account}: entry {totals['seq'] + 1} is missing before {fields['seq']}"
+                    )
+                totals["seq"] += 1
+                _replay_entry(totals, fields["kind"], json.loads(fields["data"]))
+            if len(page) < 1000:
+                return totals
+            start = f"({page[-1][0]}"
+
+    # -- what all share ------------------------------------------------------------------------------------------------
+
+    async def set_products(self, products: Sequence[Product]) -> None:
+        """Publish the venue's products for the replicas."""
+        fields = [part for p in products for part in (p.product_id, json.dumps(asdict(p), default=str))]
+        await self._direct("HSET", PRODUCTS_KEY, *fields)
+
+    async def products(self) -> dict[str, Product]:
+        """The venue's products as last published."""
+        return {key: _product(value) for key, value in _pairs(await self._direct("HGETALL", PRODUCTS_KEY)).items()}
+
+    async def api_keys(self) -> dict[str, dict[str, Any]]:
+        """Records of all API keys by key id; they hold hashes, not keys."""
+        return {k: json.loads(v) for k, v in _pairs(await self._direct("HGETALL", API_KEYS_KEY)).items()}
+
+    async def put_api_key(self, key_id: str, record: Mapping[str, Any]) -> None:
+        """Add or replace an API key's record."""
+        await self._direct("HSET", API_KEYS_KEY, key_id, json.dumps(record))
+
+    async def beat(self, part: str, detail: Mapping[str, Any]) -> None:
+        """Note that a part of the desk is alive, with its figures; the time is the server's."""
+        seconds, micros = await self._direct("TIME")
+        beat = {"at_ms": int(seconds) * 1000 + int(micros) // 1000, **detail}
+        await self._direct("HSET", HEARTBEATS_KEY, part, json.dumps(beat))
+
+    async def heartbeats(self) -> dict[str, dict[str, Any]]:
+        """The last heartbeat of each part with ``age_ms``."""
+        seconds, micros = await self._direct("TIME")
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        beats = {k: json.loads(v) for k, v in _pairs(await self._direct("HGETALL", HEARTBEATS_KEY)).items()}
+        return {part: beat | {"age_ms": now_ms - beat["at_ms"]} for part, beat in beats.items()}
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    async def _fenced(self, function: str, account: str, epoch: int, *arguments: str) -> list[str]:
+        reply = await self._call(function, account, str(epoch), *arguments)
+        if reply[0] == "STALE_EPOCH":
+            raise StaleEpoch(f"epoch {epoch} of account {account} is over: another execution service has claimed it")
+        return [str(part) for part in reply]
+
+    async def _call(self, function: str, account: str, *arguments: str) -> Any:
+        """One function call, sent with all others of this turn of the event loop."""
+        if len(self._waiting) >= WAITING_CALLS_MAX:
+            raise LedgerUnavailable(f"more than {WAITING_CALLS_MAX} calls are waiting for the ledger")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((function, (account_base(account), *arguments), future))
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+        return await future
+
+    async def _flush(self) -> None:
+        while self._waiting:
+            batch = self._waiting[:PIPELINE_CALLS_MAX]
+            del self._waiting[:PIPELINE_CALLS_MAX]
+            try:
+                pipe = self._client.pipeline(transaction=False)
+                for function, arguments, _ in batch:
+                    pipe.fcall(function, 1, *arguments)
+                replies = await pipe.execute(raise_on_error=False)
+            except (redis.exceptions.RedisError, OSError) as error:
+                replies = [error] * len(batch)
+            for (_, _, future), reply in zip(batch, replies, strict=True):
+                # A caller that hung up has cancelled its future; setting it would end this task for everybody else.
+                if not future.done():
+                    _settle(future, reply)
+
+    async def _direct(self, *command: str) -> Any:
+        return await self._guard(self._client.execute_command(*command))  # type: ignore[no-untyped-call]
+
+    async def _guard(self, awaitable: Any) -> Any:
+        try:
+            return await awaitable
+        except (redis.exceptions.RedisError, OSError) as error:
+            raise _translate(error) from error
+
+
+def limit_fields(limits: AccountLimits, products: Mapping[str, Product]) -> dict[str, str]:
+    """The limits as the ledger's integers; raises ``LedgerError`` for a product the venue does not have."""
+    fields: dict[str, str] = {"account|reference_stale_ms": str(limits.reference_stale_ms)}
+    fields["account|taker_fee_ppm"] = str(int(limits.taker_fee_bps * 100))
+    fields["account|market_buffer_ppm"] = str(int(limits.market_buffer_bps * 100))
+    scopes: list[tuple[str, Any]] = [("account", limits)]
+    scopes += [(f"product|{name}", item) for name, item in limits.products.items()]
+    scopes += [(f"strategy|{name}", item) for name, item in limits.strategies.items()]
+    for scope, item in scopes:
+        fields[f"{scope}|max_order_notional"] = _limit(item.max_order_notional, MICROS_PER_UNIT)
+        fields[f"{scope}|max_open_orders"] = _limit(item.max_open_orders, 1)
+        if scope.startswith("product|"):
+            if scope[8:] not in products:
+                raise LedgerError(f"limits: {scope[8:]} is not a product of the venue")
+            lots_per_unit = 1 / products[scope[8:]].base_increment
+            fields[f"{scope}|max_position"] = _limit(item.max_position, lots_per_unit)
+        else:
+            fields[f"{scope}|max_gross_exposure"] = _limit(item.max_gross_exposure, MICROS_PER_UNIT)
+            interval = item.order_rate_per_s
+            fields[f"{scope}|order_interval_us"] = (
+                interval if isinstance(interval, str) else str(max(1, int(MICROS_PER_UNIT / interval)))
+            )
+            fields[f"{scope}|order_burst"] = str(item.order_burst)
+    return fields
+
+
+def _amounts(order: Order, product: Product | None) -> tuple[str, str, str, str]:
+    """Lots, ticks ("" = market order) and the value of a lot at a tick, as the ledger's integers."""
+    if product is None:
+        raise LedgerError(f"product_id: {order.product_id} is unknown, so the order needs a denial")
+    numerator, denominator = value_scale(product)
+    ticks = "" if order.limit_price is None else str(product.ticks(order.limit_price))
+    return str(product.lots(order.quantity)), ticks, str(numerator), str(denominator)
+
+
+def _limit(amount: Decimal | int | str, per_unit: Decimal | int) -> str:
+    if isinstance(amount, str):
+        return amount
+    value = int(Decimal(amount) * per_unit)
+    if value > LEDGER_INTEGER_MAX:
+        raise LedgerError(f"limit {amount}: more than the ledger can count; write unlimited if that is meant")
+    return str(value)
+
+
+def _settle(future: asyncio.Future[Any], reply: Any) -> None:
+    if isinstance(reply, Exception):
+        future.set_exception(_translate(reply))
+    else:
+        future.set_result(reply)
+
+
+_UNAVAILABLE_ERRORS: Final = (
+    "LOADING",
+    "OOM",
+    "MISCONF",
+    "READONLY",
+    "NOREPLICAS",
+    "MASTERDOWN",
+    "BUSY",
+    "Function not",
+)
+
+
+def _translate(error: Exception) -> Exception:
+    refused = isinstance(error, redis.exceptions.ResponseError)
+    if refused and not any(mark in str(error) for mark in _UNAVAILABLE_ERRORS):
+        return LedgerError(f"the ledger refused a call: {error}")
+    return LedgerUnavailable(f"the ledger does not answer: {error}")
+
+
+def _pairs(flat: Any) -> dict[str, str]:
+    return flat if isinstance(flat, dict) else {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
+
+
+def _flat_entries(entries: Any) -> list[tuple[str, dict[str, str]]]:
+    # RESP3 nests one list deeper than RESP2.
+    if entries and isinstance(entries[0], list) and entries[0] and isinstance(entries[0][0], (list, tuple)):
+        entries = entries[0]
+    return [(entry_id, _pairs(fields or {})) for entry_id, fields in entries]
+
+
+def _product(text: str) -> Product:
+    fields = json.loads(text)
+    decimals = [name for name in fields if name.endswith(("_increment", "_size"))]
+    return Product(**(fields | {name: Decimal(fields[name]) for name in decimals}))
+
+
+def _replay_entry(totals: dict[str, int], kind: str, data: dict[str, Any]) -> None:
+    def add(field: str, amount: int) -> None:
+        totals[field] = totals.get(field, 0) + amount
+
+    if kind == "OPENED":
+        add("cash", int(data["cash"]))
+        for product, opening in data["positions"].items() if data["positions"] else ():
+            add(f"position {product}", int(opening["lots"]))
+    elif kind == "FILL":
+        sign = 1 if data["side"] == Side.BUY else -1
+        add("cash", -sign * int(data["value"]) - int(data["fee"]))
+        add("fees", int(data["fee"]))
+        add(f"position {data['product']}", sign * int(data["lots"]))
+
+
+def _compare_replay(
+    book: Mapping[str, str], positions: Mapping[str, str], replayed: Mapping[str, int]
+) -> list[Difference]:
+    figures = {name: int(book.get(name, "0")) for name in ("cash", "fees")}
+    figures |= {f"position {product}": int(lots) for product, lots in positions.items()}
+    names = (set(figures) | set(replayed)) - {"seq"}
+    return [Difference(f"{n} (audit replay)", figures.get(n, 0), replayed.get(n, 0)) for n in sorted(names)]
