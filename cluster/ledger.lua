@@ -149,10 +149,8 @@ local function positions_value(base, key, now_ms, stale_ms)
 end
 
 local function denier(denials)
-  return function(code, scope, value, limit, message)
-    denials[#denials + 1] = {
-      code = code, scope = scope, value = tostring(value or ''), limit = tostring(limit or ''), message = message,
-    }
+  return function(code, scope, value, limit, unit, message)
+    denials[#denials + 1] = { code = code, scope = scope, value = value, limit = limit, unit = unit, message = message }
   end
 end
 
@@ -160,7 +158,7 @@ end
 local function limit_of(limits, field, scope, deny)
   local limit = limits[field]
   if not limit then
-    deny('MISSING_LIMIT', scope, '', '', 'no limit ' .. field .. ' is set')
+    deny('MISSING_LIMIT', scope, '', '', '', 'no limit ' .. field .. ' is set')
     return nil
   end
   if limit == 'unlimited' then
@@ -169,10 +167,10 @@ local function limit_of(limits, field, scope, deny)
   return tonumber(limit)
 end
 
-local function check_at_most(limits, field, scope, value, code, deny, message)
+local function check_at_most(limits, field, scope, value, unit, code, deny, message)
   local limit = limit_of(limits, field, scope, deny)
   if limit and value > limit then
-    deny(code, scope, text(value), text(limit), message)
+    deny(code, scope, text(value), text(limit), unit, message)
   end
 end
 
@@ -183,9 +181,9 @@ local function state_levels(base, order, deny)
   for i, field in ipairs(fields) do
     local level = values[i] and LEVELS[values[i]]
     if not level then
-      deny('MISSING_STATE', field, '', '', 'no trading state is set for ' .. field)
+      deny('MISSING_STATE', field, '', '', '', 'no trading state is set for ' .. field)
     elseif level >= 2 then
-      deny('TRADING_HALTED', field, values[i], 'ACTIVE', 'trading is halted for ' .. field)
+      deny('TRADING_HALTED', field, values[i], 'ACTIVE', '', 'trading is halted for ' .. field)
     elseif level == 1 then
       reducing = reducing or {}
       reducing[#reducing + 1] = field
@@ -204,7 +202,7 @@ local function check_reducing(order, scopes, account_position, strategy_position
     local open = tonumber(book[prefix .. side] or '0')
     local room = order.side == 'SELL' and position or -position
     if order.lots + open > room then
-      deny('REDUCE_ONLY_MODE', scope, text(order.lots + open), text(math.max(room, 0)),
+      deny('REDUCE_ONLY_MODE', scope, text(order.lots + open), text(math.max(room, 0)), 'lots',
         'only orders that reduce the position are taken for ' .. scope)
     end
   end
@@ -215,11 +213,11 @@ local function price_of(order, ref, now_ms, limits, deny)
   local scope = 'product|' .. order.product
   local stale_ms = limit_of(limits, 'account|reference_stale_ms', 'account', deny)
   if not ref then
-    deny('MISSING_REFERENCE', scope, '', '', 'no reference price is known for ' .. order.product)
+    deny('MISSING_REFERENCE', scope, '', '', '', 'no reference price is known for ' .. order.product)
     return nil
   end
   if stale_ms and now_ms - ref.set_ms > stale_ms then
-    deny('STALE_REFERENCE', scope, text(now_ms - ref.set_ms), text(stale_ms), 'the reference price is too old (ms)')
+    deny('STALE_REFERENCE', scope, text(now_ms - ref.set_ms), text(stale_ms), 'ms', 'the reference price is too old')
     return nil
   end
   if order.type ~= 'MARKET' then
@@ -234,20 +232,20 @@ end
 
 local function check_sizes(order, limits, book, account_position, deny)
   local n, p, s = order.notional, 'product|' .. order.product, 'strategy|' .. order.strategy
-  check_at_most(limits, 'account|max_order_notional', 'account', n, 'NOTIONAL_EXCEEDS_MAX', deny, 'order notional (micros)')
-  check_at_most(limits, p .. '|max_order_notional', p, n, 'NOTIONAL_EXCEEDS_MAX', deny, 'order notional (micros)')
-  check_at_most(limits, s .. '|max_order_notional', s, n, 'NOTIONAL_EXCEEDS_MAX', deny, 'order notional (micros)')
+  check_at_most(limits, 'account|max_order_notional', 'account', n, 'micros', 'NOTIONAL_EXCEEDS_MAX', deny, 'order notional')
+  check_at_most(limits, p .. '|max_order_notional', p, n, 'micros', 'NOTIONAL_EXCEEDS_MAX', deny, 'order notional')
+  check_at_most(limits, s .. '|max_order_notional', s, n, 'micros', 'NOTIONAL_EXCEEDS_MAX', deny, 'order notional')
   local open = function(scope) return tonumber(book[scope .. '|open_orders'] or '0') + 1 end
-  check_at_most(limits, 'account|max_open_orders', 'account', open('a'), 'MAX_OPEN_ORDERS', deny, 'open orders')
-  check_at_most(limits, p .. '|max_open_orders', p, open('p|' .. order.product), 'MAX_OPEN_ORDERS', deny, 'open orders')
-  check_at_most(limits, s .. '|max_open_orders', s, open('s|' .. order.strategy), 'MAX_OPEN_ORDERS', deny, 'open orders')
+  check_at_most(limits, 'account|max_open_orders', 'account', open('a'), 'orders', 'MAX_OPEN_ORDERS', deny, 'open orders')
+  check_at_most(limits, p .. '|max_open_orders', p, open('p|' .. order.product), 'orders', 'MAX_OPEN_ORDERS', deny, 'open orders')
+  check_at_most(limits, s .. '|max_open_orders', s, open('s|' .. order.strategy), 'orders', 'MAX_OPEN_ORDERS', deny, 'open orders')
   local after
   if order.side == 'BUY' then
     after = account_position + tonumber(book['p|' .. order.product .. '|buy_lots'] or '0') + order.lots
   else
     after = -(account_position - tonumber(book['p|' .. order.product .. '|sell_lots'] or '0') - order.lots)
   end
-  check_at_most(limits, p .. '|max_position', p, after, 'MAX_POSITION', deny, 'position with open orders (lots)')
+  check_at_most(limits, p .. '|max_position', p, after, 'lots', 'MAX_POSITION', deny, 'position with open orders')
 end
 
 local function check_gross(base, order, limits, book, now_ms, deny)
@@ -261,9 +259,9 @@ local function check_gross(base, order, limits, book, now_ms, deny)
     local held, unpriced = positions_value(base, base .. scope[3], now_ms, stale_ms)
     if held then
       local gross = held + tonumber(book[scope[4] .. '|open_notional'] or '0') + order.notional
-      check_at_most(limits, scope[2], scope[1], gross, 'MAX_GROSS', deny, 'gross exposure with open orders (micros)')
+      check_at_most(limits, scope[2], scope[1], gross, 'micros', 'MAX_GROSS', deny, 'gross exposure with open orders')
     else
-      deny('STALE_REFERENCE', 'product|' .. unpriced, '', '', 'a held product has no fresh reference price')
+      deny('STALE_REFERENCE', 'product|' .. unpriced, '', '', '', 'a held product has no fresh reference price')
     end
   end
 end
@@ -274,7 +272,7 @@ local function check_funds(order, limits, book, account_position, deny)
     order.reserved_cash = 0
     local free = account_position - tonumber(book['p|' .. order.product .. '|sell_lots'] or '0')
     if order.lots > free then
-      deny('INSUFFICIENT_FUNDS', 'account', text(order.lots), text(math.max(free, 0)), 'free holdings (lots)')
+      deny('INSUFFICIENT_FUNDS', 'account', text(order.lots), text(math.max(free, 0)), 'lots', 'free holdings')
     end
     return
   end
@@ -282,12 +280,12 @@ local function check_funds(order, limits, book, account_position, deny)
   local fee = fee_ppm and mul_div_up(order.notional, fee_ppm, 1000000) or 0
   order.reserved_cash = order.notional + fee
   if not book['cash'] then
-    deny('MISSING_STATE', 'account', '', '', 'the account has no cash balance yet')
+    deny('MISSING_STATE', 'account', '', '', '', 'the account has no cash balance yet')
     return
   end
   local free = tonumber(book['cash']) - tonumber(book['reserved'] or '0')
   if order.reserved_cash > free then
-    deny('INSUFFICIENT_FUNDS', 'account', text(order.reserved_cash), text(math.max(free, 0)), 'free cash (micros)')
+    deny('INSUFFICIENT_FUNDS', 'account', text(order.reserved_cash), text(math.max(free, 0)), 'micros', 'free cash')
   end
 end
 
@@ -300,8 +298,8 @@ local function check_rates(base, order, limits, us, deny)
     if interval and burst then
       local arrival = math.max(tonumber(redis.call('HGET', base .. ':rate', scope) or '0'), us)
       if arrival - us > (burst - 1) * interval then
-        deny('RATE_LIMIT', scope, text(math.ceil((arrival - us - (burst - 1) * interval) / 1000)), text(interval),
-          'too many orders; value: ms until one is taken again, limit: microseconds an order')
+        deny('RATE_LIMIT', scope, text(math.ceil((arrival - us - (burst - 1) * interval) / 1000)), '0', 'ms',
+          'too many orders; the value is the time until one is taken again')
       end
       writes[#writes + 1] = scope
       writes[#writes + 1] = text(arrival + interval)
@@ -407,7 +405,7 @@ local function reserve(keys, args)
       check_gross(base, order, limits, book, now_ms, deny)
       check_funds(order, limits, book, account_position, deny)
     else
-      deny('VALUE_TOO_LARGE', 'account', '', text(INTEGER_MAX), 'the order is worth more than the ledger can count (micros)')
+      deny('VALUE_TOO_LARGE', 'account', '', text(INTEGER_MAX), 'micros', 'the order is worth more than can be counted')
     end
   end
   if #denials > 0 then

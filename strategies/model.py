@@ -137,6 +137,7 @@ class Denial:
     scope: str = ""
     value: str = ""
     limit: str = ""
+    unit: str = ""
 
 
 class IncrementError(ValueError):

@@ -1,0 +1,191 @@
+"""The stateless half of pre-trade risk: read an order strictly, check it against its product. No state, no I/O.
+
+The half with state is ``reserve`` in ledger.lua. Here nothing is decided finally: what these checks find goes with the
+order into the ledger, which records the denial under the order's id.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Annotated, Final
+
+import msgspec
+
+from strategies.model import (
+    LEDGER_INTEGER_MAX,
+    Denial,
+    IncrementError,
+    Order,
+    OrderType,
+    Product,
+    Side,
+    TimeInForce,
+    units,
+)
+
+ORDER_BYTES_MAX: Final = 16_384
+ID_PATTERN: Final = r"^[A-Za-z0-9._:\-]{1,64}$"
+NAME_PATTERN: Final = r"^[a-z0-9_]{1,32}$"
+PRODUCT_PATTERN: Final = r"^[A-Z0-9]{1,20}-[A-Z0-9]{1,20}$"
+# No sign, no exponent, at most 15 + 12 digits: such a number is finite and exact in 28-digit decimal arithmetic.
+DECIMAL_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,12})?$"
+
+_TIME_IN_FORCE: Final = {
+    OrderType.MARKET: (TimeInForce.IOC,),
+    OrderType.LIMIT: (TimeInForce.GTC, TimeInForce.IOC, TimeInForce.FOK),
+}
+_BLOCKED_BY: Final = ("is_disabled", "trading_disabled", "cancel_only", "view_only", "auction_mode")
+
+_Decimal = Annotated[str, msgspec.Meta(pattern=DECIMAL_PATTERN, description="a positive decimal number, as text")]
+_Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+
+
+class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /v1/orders``."""
+
+    client_order_id: Annotated[str, msgspec.Meta(pattern=ID_PATTERN)]
+    account: _Name
+    strategy: _Name
+    product_id: Annotated[str, msgspec.Meta(pattern=PRODUCT_PATTERN)]
+    side: Side
+    type: OrderType
+    quantity: _Decimal
+    limit_price: _Decimal | None = None
+    time_in_force: TimeInForce | None = None
+    post_only: bool = False
+
+
+class InvalidOrder(ValueError):
+    """The order cannot be read as one; ``field`` is a JSON path such as ``$.quantity``."""
+
+    def __init__(self, field: str, rule: str) -> None:
+        """Keep the field and the rule for a machine-readable answer."""
+        super().__init__(f"{field}: {rule}")
+        self.field = field
+        self.rule = rule
+
+
+_decoder = msgspec.json.Decoder(OrderRequest)
+
+
+def read_order(body: bytes) -> Order:
+    """The order in a JSON body; raises ``InvalidOrder`` naming the field and the rule."""
+    if len(body) > ORDER_BYTES_MAX:
+        raise InvalidOrder("$", f"at most {ORDER_BYTES_MAX} bytes, was {len(body)}")
+    try:
+        request = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidOrder("$", f"not JSON: {error}") from None
+    return _order(request)
+
+
+def check_order(order: Order, product: Product | None) -> list[Denial]:
+    """Every rule of the product that ``order`` breaks; a product nobody knows is one."""
+    scope = f"product|{order.product_id}"
+    if product is None:
+        return [Denial("UNKNOWN_PRODUCT", "the venue has no such product", scope, order.product_id)]
+    return [*_status_denials(order, product, scope), *_size_denials(order, product, scope)]
+
+
+def _order(request: OrderRequest) -> Order:
+    quantity = _positive("$.quantity", request.quantity)
+    limit_price = None if request.limit_price is None else _positive("$.limit_price", request.limit_price)
+    if request.type is OrderType.LIMIT and limit_price is None:
+        raise InvalidOrder("$.limit_price", "a LIMIT order needs one")
+    if request.type is OrderType.MARKET and limit_price is not None:
+        raise InvalidOrder("$.limit_price", "a MARKET order has none")
+    allowed = _TIME_IN_FORCE[request.type]
+    time_in_force = request.time_in_force or allowed[0]
+    if time_in_force not in allowed:
+        names = ", ".join(allowed)
+        raise InvalidOrder("$.time_in_force", f"{time_in_force} does not go with {request.type}; allowed: {names}")
+    if request.post_only and (request.type, time_in_force) != (OrderType.LIMIT, TimeInForce.GTC):
+        raise InvalidOrder("$.post_only", "only a LIMIT order with GTC can be post-only")
+    return Order(
+        client_order_id=request.client_order_id,
+        account=request.account,
+        strategy=request.strategy,
+        product_id=request.product_id,
+        side=request.side,
+        type=request.type,
+        time_in_force=time_in_force,
+        quantity=quantity,
+        limit_price=limit_price,
+        post_only=request.post_only,
+    )
+
+
+def _positive(field: str, text: str) -> Decimal:
+    value = Decimal(text)
+    if value <= 0:
+        raise InvalidOrder(field, f"must be above 0, was {text}")
+    return value
+
+
+def _status_denials(order: Order, product: Product, scope: str) -> list[Denial]:
+    blocked = [name for name in _BLOCKED_BY if getattr(product, name)]
+    if product.status != "online":
+        blocked.insert(0, product.status)
+    if product.limit_only and order.type is not OrderType.LIMIT:
+        blocked.append("limit_only")
+    if product.post_only and not order.post_only:
+        blocked.append("post_only")
+    return [
+        Denial("PRODUCT_STATUS", "the venue does not take this order now", scope, name, "online") for name in blocked
+    ]
+
+
+def _size_denials(order: Order, product: Product, scope: str) -> list[Denial]:
+    found = []
+    if order.quantity < product.base_min_size:
+        found.append(_sized("SIZE_BELOW_MIN", "quantity", scope, order.quantity, product.base_min_size, product))
+    if order.quantity > product.base_max_size:
+        found.append(_sized("SIZE_ABOVE_MAX", "quantity", scope, order.quantity, product.base_max_size, product))
+    ticks = None
+    try:
+        lots = product.lots(order.quantity)
+    except IncrementError as error:
+        return [*found, Denial("SIZE_INCREMENT", str(error), scope, str(order.quantity), str(product.base_increment))]
+    if order.limit_price is not None:
+        try:
+            ticks = product.ticks(order.limit_price)
+        except IncrementError as error:
+            limit = str(product.quote_increment)
+            return [*found, Denial("PRICE_INCREMENT", str(error), scope, str(order.limit_price), limit)]
+    if max(lots, ticks or 0) > LEDGER_INTEGER_MAX:
+        limit = str(LEDGER_INTEGER_MAX)
+        return [
+            *found,
+            Denial("VALUE_TOO_LARGE", "more increments than can be counted", scope, "", limit, "increments"),
+        ]
+    return found if ticks is None else [*found, *_notional_denials(lots, ticks, product, scope)]
+
+
+def _notional_denials(lots: int, ticks: int, product: Product, scope: str) -> list[Denial]:
+    notional = units(product.notional_micros(lots, ticks))
+    if notional < product.quote_min_size:
+        return [_sized("SIZE_BELOW_MIN", "notional", scope, notional, product.quote_min_size, product)]
+    if notional > product.quote_max_size:
+        return [_sized("SIZE_ABOVE_MAX", "notional", scope, notional, product.quote_max_size, product)]
+    return []
+
+
+def _sized(code: str, what: str, scope: str, value: Decimal, limit: Decimal, product: Product) -> Denial:
+    unit = product.base_currency if what == "quantity" else product.quote_currency
+    return Denial(code, f"{what} the venue takes", scope, f"{value:f}", f"{limit:f}", unit)
+
+
+_AT = re.compile(r" - at `(?P<path>[^`]+)`$")
+_UNKNOWN_FIELD = re.compile(r"unknown field `(?P<name>[^`]*)`")
+_MISSING_FIELD = re.compile(r"missing required field `(?P<name>[^`]*)`")
+
+
+def _invalid(text: str) -> InvalidOrder:
+    at = _AT.search(text)
+    path, rule = (at["path"], text[: at.start()]) if at else ("$", text)
+    if named := _UNKNOWN_FIELD.search(rule) or _MISSING_FIELD.search(rule):
+        path = f"{path}.{named['name']}"
+    return InvalidOrder(path, rule)
