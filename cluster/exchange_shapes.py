@@ -1,0 +1,191 @@
+"""Coinbase's response shapes, made from the exchange simulator's nouns: decimal strings, RFC 3339 times, every field.
+
+Shapes follow the Advanced Trade OpenAPI pages (docs.cdp.coinbase.com, Advanced Trade API) and the SDK's own types;
+``tests/contract/test_coinbase_shapes.py`` holds them to both.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+from typing import Any, Final
+
+from cluster.exchange_book import Account, Book, Level
+from cluster.exchange_history import MARKETS, Candles, Market
+from strategies.model import NS_PER_S
+
+Json = dict[str, Any]
+EXCHANGE_OPENED: Final = "2021-01-01T00:00:00Z"
+
+
+def plain(value: Decimal) -> str:
+    """A decimal as Coinbase writes it: no exponent."""
+    return format(value, "f")
+
+
+def timestamp(ts_ns: int) -> str:
+    """RFC 3339 in UTC with microseconds."""
+    seconds, rest_ns = divmod(ts_ns, NS_PER_S)
+    moment = dt.datetime.fromtimestamp(seconds, dt.UTC).replace(microsecond=rest_ns // 1_000)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def price(market: Market, ticks: int) -> str:
+    """Ticks as a decimal string in quote currency."""
+    return plain(market.product.price(ticks))
+
+
+def size(market: Market, lots: int) -> str:
+    """Lots as a decimal string in base currency."""
+    return plain(market.product.quantity(lots))
+
+
+def server_time(now_ns: int) -> Json:
+    """GET /time."""
+    return {
+        "iso": timestamp(now_ns),
+        "epochSeconds": str(now_ns // NS_PER_S),
+        "epochMillis": str(now_ns // 1_000_000),
+    }
+
+
+def account(entry: Account, now_ns: int, portfolio: str) -> Json:
+    """One account of GET /accounts."""
+    return {
+        "uuid": entry.uuid,
+        "name": f"{entry.currency} Wallet",
+        "currency": entry.currency,
+        "available_balance": {"value": plain(entry.available), "currency": entry.currency},
+        "default": True,
+        "active": True,
+        "created_at": EXCHANGE_OPENED,
+        "updated_at": timestamp(now_ns),
+        "deleted_at": None,
+        "type": "ACCOUNT_TYPE_FIAT" if entry.currency == "USD" else "ACCOUNT_TYPE_CRYPTO",
+        "ready": True,
+        "hold": {"value": plain(entry.hold), "currency": entry.currency},
+        "retail_portfolio_id": portfolio,
+        "platform": "ACCOUNT_PLATFORM_CONSUMER",
+    }
+
+
+def product(market: Market, book: Book, day: Candles, day_before: Candles) -> Json:
+    """One product of GET /products; ``day`` and ``day_before`` are hourly candles of the last two days."""
+    noun = market.product
+    last = noun.price(book.mid_ticks)
+    volume = noun.quantity(int(day.volume.sum()))
+    volume_before = noun.quantity(int(day_before.volume.sum()))
+    opened = noun.price(int(day.open[0])) if len(day) else last
+    return {
+        "product_id": noun.product_id,
+        "price": plain(last),
+        "price_percentage_change_24h": _percent(last, opened),
+        "volume_24h": plain(volume),
+        "volume_percentage_change_24h": _percent(volume, volume_before),
+        "base_increment": plain(noun.base_increment),
+        "quote_increment": plain(noun.quote_increment),
+        "quote_min_size": plain(noun.quote_min_size),
+        "quote_max_size": plain(noun.quote_max_size),
+        "base_min_size": plain(noun.base_min_size),
+        "base_max_size": plain(noun.base_max_size),
+        "base_name": market.base_name,
+        "quote_name": "US Dollar",
+        "watched": False,
+        "is_disabled": noun.is_disabled,
+        "new": False,
+        "status": noun.status,
+        "cancel_only": noun.cancel_only,
+        "limit_only": noun.limit_only,
+        "post_only": noun.post_only,
+        "trading_disabled": noun.trading_disabled,
+        "auction_mode": noun.auction_mode,
+        "product_type": "SPOT",
+        "quote_currency_id": noun.quote_currency,
+        "base_currency_id": noun.base_currency,
+        "fcm_trading_session_details": None,
+        "mid_market_price": "",
+        "alias": "",
+        "alias_to": [],
+        "base_display_symbol": noun.base_currency,
+        "quote_display_symbol": noun.quote_currency,
+        "view_only": noun.view_only,
+        "price_increment": plain(noun.quote_increment),
+        "display_name": noun.product_id,
+        "product_venue": "CBE",
+        "approximate_quote_24h_volume": plain((volume * last).quantize(Decimal("0.01"))),
+        "new_at": EXCHANGE_OPENED,
+    }
+
+
+def pricebook(book: Book, limit: int) -> Json:
+    """Up to ``limit`` levels a side."""
+    market = MARKETS[book.product_id]
+    return {
+        "product_id": book.product_id,
+        "bids": [_level(market, level) for level in book.bids[:limit]],
+        "asks": [_level(market, level) for level in book.asks[:limit]],
+        "time": timestamp(book.second * NS_PER_S),
+    }
+
+
+def product_book(book: Book, limit: int) -> Json:
+    """GET /product_book."""
+    increment = MARKETS[book.product_id].product.quote_increment
+    bid, ask = book.bids[0][0] * increment, book.asks[0][0] * increment
+    middle = (bid + ask) / 2
+    return {
+        "pricebook": pricebook(book, limit),
+        "last": plain(increment * book.mid_ticks),
+        "mid_market": plain(middle),
+        "spread_bps": plain(((ask - bid) / middle * 10_000).quantize(Decimal("1e-12"))),
+        "spread_absolute": plain(ask - bid),
+    }
+
+
+def candles(product_id: str, series: Candles) -> Json:
+    """GET …/candles: newest first, everything a string."""
+    market = MARKETS[product_id]
+    columns = (series.start_s, series.low, series.high, series.open, series.close, series.volume)
+    return {
+        "candles": [
+            {
+                "start": str(start),
+                "low": price(market, low),
+                "high": price(market, high),
+                "open": price(market, opened),
+                "close": price(market, closed),
+                "volume": size(market, volume),
+            }
+            for start, low, high, opened, closed, volume in zip(*(c.tolist()[::-1] for c in columns), strict=True)
+        ]
+    }
+
+
+def market_trade(book: Book) -> Json:
+    """One seeded public trade: the best level of the side that the second's parity names, at most a tenth of it."""
+    market = MARKETS[book.product_id]
+    side, (ticks, lots) = ("BUY", book.bids[0]) if book.second % 2 else ("SELL", book.asks[0])
+    return {
+        "trade_id": str(book.second),
+        "product_id": book.product_id,
+        "price": price(market, ticks),
+        "size": size(market, max(1, lots // 10)),
+        "time": timestamp(book.second * NS_PER_S),
+        "side": side,
+        "bid": "",
+        "ask": "",
+        "exchange": "simulated",
+    }
+
+
+def error(code: str, message: str) -> Json:
+    """The body of a 4xx answer."""
+    return {"error": code, "code": code, "error_details": message, "message": message}
+
+
+def _level(market: Market, level: Level) -> Json:
+    return {"price": price(market, level[0]), "size": size(market, level[1])}
+
+
+def _percent(value: Decimal, before: Decimal) -> str:
+    return "" if before == 0 else plain(((value - before) / before * 100).quantize(Decimal("1e-8")))
