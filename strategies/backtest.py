@@ -1,0 +1,254 @@
+"""Backtests: one with everything that happened, or a block of parameter sets with their metrics only.
+
+``run`` and ``run_block`` share the strategy's compiled loop and the accounting kernel, so their metrics are equal to
+the last bit. Memory: ``run_block`` needs O(n + m) for n bars and m parameter sets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies import kernel
+from strategies.base import SpecError, Strategy, parameter_table
+from strategies.compiled import compiled
+from strategies.metrics import METRICS, NS_PER_YEAR, metrics_of
+from strategies.model import Bars, Float64Array, Granularity, Int64Array
+from strategies.registry import STRATEGIES, get
+from strategies.spec import (
+    BacktestSpec,
+    Costs,
+    Range,
+    StrategyGrid,
+    SweepSpec,
+    parse_backtest,
+    parse_spec,
+)
+
+__all__ = [
+    "FILL_DTYPE",
+    "AccountingError",
+    "BacktestSpec",
+    "BarsError",
+    "Costs",
+    "Range",
+    "Result",
+    "SpecError",
+    "StrategyGrid",
+    "SweepSpec",
+    "parse_backtest",
+    "parse_spec",
+    "run",
+    "run_block",
+    "targets_of",
+    "warm",
+]
+
+# ``side`` is +1 bought, -1 sold; price after slippage and fee in quote units, quantity in base units (positive).
+FILL_DTYPE: Final = np.dtype(
+    [("bar_index", np.int64), ("side", np.int8), ("price", np.float64), ("quantity", np.float64), ("fee", np.float64)]
+)
+
+
+class BarsError(ValueError):
+    """Bars the kernel refuses: ``field``, the bar's position (None: the whole series), the value and the rule."""
+
+    def __init__(self, field: str, bar_index: int | None, value: object, rule: str) -> None:
+        place = "" if bar_index is None else f" of bar {bar_index}"
+        super().__init__(f"{field}{place}: expected {rule}, was {value!r}")
+        self.field, self.bar_index, self.value, self.rule = field, bar_index, value, rule
+
+    def __reduce__(self) -> tuple[type[BarsError], tuple[str, int | None, object, str]]:
+        return BarsError, (self.field, self.bar_index, self.value, self.rule)
+
+
+class AccountingError(ValueError):
+    """The accounts cannot go on at a bar: a strategy's target is out of range, or the equity left the doubles."""
+
+    def __init__(self, strategy: str, bar_index: int, rule: str) -> None:
+        super().__init__(f"{strategy} at bar {bar_index}: {rule}")
+        self.strategy, self.bar_index, self.rule = strategy, bar_index, rule
+
+    def __reduce__(self) -> tuple[type[AccountingError], tuple[str, int, str]]:
+        return AccountingError, (self.strategy, self.bar_index, self.rule)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A backtest bar by bar. ``equity`` (quote units) and ``position_units`` (base units, short < 0) are at each close.
+
+    ``target`` is what the strategy asked for on that bar (NaN: warming up); ``fills`` has ``FILL_DTYPE``; ``metrics``
+    is keyed by ``METRICS`` and finite, or NaN where undefined.
+    """
+
+    spec: BacktestSpec
+    ts_ns: Int64Array
+    equity: Float64Array
+    target: Float64Array
+    position_units: Float64Array
+    fills: NDArray[np.void]
+    metrics: dict[str, float]
+
+    @property
+    def look_ahead(self) -> bool:
+        """True where fills used a close that was needed to decide them: not achievable, say so wherever shown."""
+        return self.spec.costs.look_ahead
+
+
+def run(spec: BacktestSpec, bars: Bars) -> Result:
+    """Backtest ``spec`` on ``bars`` (n >= 1), which must be its product and granularity and lie in its period.
+
+    Raises ``BarsError`` for bars that cannot be used and ``AccountingError`` where the accounts cannot go on.
+    """
+    _check_belongs(spec, bars)
+    series = _series(bars)
+    strategy = get(spec.strategy)
+    target = strategy.targets(_read_only(spec.parameters().vector()), *series.prices_and_volume)
+    trace = kernel.new_trace(len(bars))
+    outcome = _account(strategy, target, series, spec.costs, trace)
+    fills = np.empty(outcome.fills, dtype=FILL_DTYPE)
+    columns = (trace.fill_bar, trace.fill_side, trace.fill_price, trace.fill_quantity, trace.fill_fee)
+    for name, column in zip(FILL_DTYPE.names or (), columns, strict=True):
+        fills[name] = column[: outcome.fills]
+    values = metrics_of(outcome.tallies, series.years).tolist()
+    metrics = dict(zip(METRICS, values, strict=True))
+    return Result(spec, bars.ts_ns, trace.equity, target, trace.units, fills, metrics)
+
+
+def run_block(strategy: str, matrix: Float64Array, bars: Bars, costs: Costs) -> Float64Array:
+    """Metrics float64[m, 13] (columns as ``METRICS``) for the rows of ``matrix`` float64[m, k] on ``bars`` (n >= 1).
+
+    Raises ``UnknownStrategy``, ``SpecError`` naming the row and parameter, ``BarsError`` or ``AccountingError``.
+    """
+    chosen = get(strategy)
+    rows = _checked_matrix(chosen, matrix)
+    series = _series(bars)
+    trace = kernel.new_trace(0)
+    metrics = np.empty((len(rows), len(METRICS)))
+    for position, vector in enumerate(rows):
+        target = chosen.targets(vector, *series.prices_and_volume)
+        metrics[position] = metrics_of(_account(chosen, target, series, costs, trace).tallies, series.years)
+    return metrics
+
+
+def targets_of(strategy: Strategy, vector: Float64Array, bars: Bars) -> Float64Array:
+    """The strategy's targets float64[n] on ``bars``, without accounts; raises as ``run_block`` does."""
+    rows = _checked_matrix(strategy, np.asarray(vector, dtype=np.float64)[np.newaxis])
+    return strategy.targets(rows[0], *_series(bars).prices_and_volume)
+
+
+def warm() -> None:
+    """Compile, or load from the cache, everything a backtest calls: afterwards a new process compiles nothing."""
+    price = np.linspace(100.0, 101.0, 3)
+    ts_ns = np.arange(3, dtype=np.int64) * Granularity.ONE_DAY.ns
+    bars = Bars("WARM-UP", Granularity.ONE_DAY, ts_ns, price, price, price, price, price)
+    for name, strategy in STRATEGIES.items():
+        run_block(name, strategy.params().vector()[np.newaxis], bars, Costs())
+        run(BacktestSpec(product_id="WARM-UP", granularity=Granularity.ONE_DAY, strategy=name), bars)
+
+
+class _Series(NamedTuple):
+    """Checked bars as the kernels take them, and the years from the first bar's start to the last one's."""
+
+    prices_and_volume: tuple[Float64Array, Float64Array, Float64Array, Float64Array, Float64Array]
+    years: float
+
+
+def _account(
+    strategy: Strategy, target: Float64Array, series: _Series, costs: Costs, trace: kernel.Trace
+) -> kernel.Outcome:
+    open_, _, _, close, _ = series.prices_and_volume
+    terms = kernel.Terms(costs.fee_bps / 1e4, costs.slippage_bps / 1e4, costs.look_ahead, costs.initial_cash)
+    outcome = kernel.account(target, open_, close, terms, trace)
+    if outcome.fault == kernel.TARGET_OUT_OF_RANGE:
+        raise AccountingError(strategy.name, outcome.fault_bar, "a target lies outside -1 … 1")
+    if outcome.fault == kernel.EQUITY_OVERFLOW:
+        raise AccountingError(strategy.name, outcome.fault_bar, "the equity is no finite number any more")
+    return outcome
+
+
+def _series(bars: Bars) -> _Series:
+    """Raise ``BarsError`` unless every bar can be used: kernels do not check."""
+    length = len(bars)
+    if length == 0:
+        raise BarsError("bars", None, 0, "at least one bar")
+    named = {"open": bars.open, "high": bars.high, "low": bars.low, "close": bars.close, "volume": bars.volume}
+    for name, array in {"ts_ns": bars.ts_ns, **named}.items():
+        wanted = np.dtype(np.int64 if name == "ts_ns" else np.float64)
+        if array.dtype != wanted or array.shape != (length,):
+            raise BarsError(name, None, f"{array.dtype}{array.shape}", f"{wanted}({length},)")
+    for name, array in named.items():
+        fault = _first_unusable(_read_only(array), name != "volume")
+        if fault >= 0:
+            raise BarsError(
+                name,
+                fault,
+                float(array[fault]),
+                "a finite number above 0" if name != "volume" else "a finite number, 0 or more",
+            )
+    late = _first_not_later(_read_only(bars.ts_ns))
+    if late >= 0:
+        raise BarsError("ts_ns", late, int(bars.ts_ns[late]), "later than the bar before")
+    years = (int(bars.ts_ns[-1]) - int(bars.ts_ns[0])) / NS_PER_YEAR
+    views = [_read_only(array) for array in named.values()]
+    return _Series((views[0], views[1], views[2], views[3], views[4]), years)
+
+
+@compiled
+def _first_unusable(values: Float64Array, above_zero: bool) -> int:
+    for i in range(values.size):
+        value = values[i]
+        if not (0.0 < value < np.inf or (value == 0.0 and not above_zero)):
+            return i
+    return -1
+
+
+@compiled
+def _first_not_later(ts_ns: Int64Array) -> int:
+    for i in range(1, ts_ns.size):
+        if ts_ns[i] <= ts_ns[i - 1]:
+            return i
+    return -1
+
+
+def _read_only(array: NDArray[np.generic]) -> Any:
+    """A contiguous read-only view: what Ray's object store hands out, so that one compiled signature serves all."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def _checked_matrix(strategy: Strategy, matrix: Float64Array) -> Float64Array:
+    table = parameter_table(strategy)
+    values = np.asarray(matrix)
+    if values.dtype != np.float64 or values.ndim != 2 or values.shape[1] != len(table):
+        raise SpecError("matrix", f"{values.dtype}{values.shape}", f"float64(m, {len(table)})")
+    for column, info in enumerate(table):
+        given = values[:, column]
+        fits = (given >= info.low) & (given <= info.high)
+        if info.kind == "int":
+            fits &= given == np.floor(given)
+        if not fits.all():
+            row = int(np.argmin(fits))
+            info.check(float(given[row]), f"matrix[{row}].{info.name}")
+    kept = strategy.params.keeps_order(values)
+    if not kept.all():
+        row = int(np.argmin(kept))
+        rules = " and ".join(f"{lesser} < {greater}" for lesser, greater in strategy.params.BELOW)
+        raise SpecError(f"matrix[{row}]", values[row].tolist(), rules)
+    checked: Float64Array = _read_only(values)
+    return checked
+
+
+def _check_belongs(spec: BacktestSpec, bars: Bars) -> None:
+    if bars.product_id != spec.product_id:
+        raise BarsError("product_id", None, bars.product_id, f"{spec.product_id} as in the specification")
+    if bars.granularity != spec.granularity:
+        raise BarsError("granularity", None, str(bars.granularity), f"{spec.granularity} as in the specification")
+    if len(bars) and spec.start_ns is not None and int(bars.ts_ns[0]) < spec.start_ns:
+        raise BarsError("ts_ns", 0, int(bars.ts_ns[0]), f"at or after start = {spec.start_ns}")
+    if len(bars) and spec.end_ns is not None and int(bars.ts_ns[-1]) > spec.end_ns:
+        raise BarsError("ts_ns", len(bars) - 1, int(bars.ts_ns[-1]), f"at or before end = {spec.end_ns}")

@@ -1,0 +1,109 @@
+"""How functions of this floor are compiled: numba, cached by the content of the whole floor.
+
+Numba's own cache asks only whether the *one* file of a function changed, and looks under that file's path. Both are
+wrong here: a strategy's machine code contains the indicators it calls, and Ray workers import this package from a
+folder of their own. So the cache key is a hash of every source file of this floor, and the place is ``NUMBA_CACHE_DIR``
+(where set) whatever folder the source was imported from.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+from numba.core import config
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.misc.appdirs import AppDirs
+
+FLOOR = Path(__file__).resolve().parent
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile ``function`` on its first call, or load it from the cache; it runs without the interpreter lock.
+
+    Division follows IEEE 754 as in numpy. The result keeps its plain source as ``.py_func``; with
+    ``NUMBA_DISABLE_JIT=1`` it *is* the plain function.
+    """
+    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    if hasattr(dispatcher, "py_func"):
+        # What numba's own enable_caching() does, with our key and place.
+        cast(Any, dispatcher)._cache = cast(Any, _FloorCache)(function)
+    return cast(Function, dispatcher)
+
+
+def plain(function: Function) -> Function:
+    """The same source run by the interpreter, and so is every compiled function it calls.
+
+    This is the live path: no compiler starts in a process that trades.
+    """
+    source = getattr(function, "py_func", function)
+    names = source.__code__.co_names
+    bound = {name: source.__globals__[name] for name in names if name in source.__globals__}
+    unwrapped = {name: plain(value) for name, value in bound.items() if hasattr(value, "py_func")}
+    copy = types.FunctionType(source.__code__, {**source.__globals__, **unwrapped}, source.__name__)
+    return cast(Function, copy)
+
+
+def cache_statistics(function: Callable[..., Any]) -> tuple[int, int]:
+    """How often ``function`` came from the cache and how often it had to be compiled, in this process."""
+    statistics = cast(Any, function).stats
+    return sum(statistics.cache_hits.values()), sum(statistics.cache_misses.values())
+
+
+@functools.cache
+def _floor_hash() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(FLOOR.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+class _FloorCacheLocator(_CacheLocator):
+    """Places the cache of one function in the first folder that can be written."""
+
+    def __init__(self, line: int, folder: Path) -> None:
+        self._line = line
+        self._folder = folder
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        return _floor_hash()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: types.FunctionType, py_file: str) -> _FloorCacheLocator | None:
+        """None where no folder can be written; numba then raises, naming the function."""
+        digest = hashlib.sha256((py_func.__module__ + _floor_hash()).encode()).hexdigest()[:16]
+        for base in _cache_folders(Path(py_file)):
+            locator = cls(py_func.__code__.co_firstlineno, base / f"strategies_{digest}")
+            try:
+                cast(Any, locator).ensure_cache_path()
+            except OSError:
+                continue  # a read-only install: the next folder may do
+            return locator
+        return None
+
+
+def _cache_folders(source: Path) -> list[Path]:
+    chosen = cast(Any, config).CACHE_DIR  # NUMBA_CACHE_DIR
+    users_own = Path(cast(Any, AppDirs)(appname="numba", appauthor=False).user_cache_dir)
+    return [Path(chosen) if chosen else source.parent / "__pycache__", users_own]
+
+
+class _FloorCacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_FloorCacheLocator]  # noqa: RUF012 -- numba reads a list
+
+
+class _FloorCache(FunctionCache):
+    _impl_class = _FloorCacheImpl

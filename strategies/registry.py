@@ -1,0 +1,28 @@
+"""The strategies of the desk by name: an explicit list, nothing is discovered."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from strategies.base import SpecError, Strategy
+from strategies.sma_cross import SMA_CROSS
+
+STRATEGIES: Final[dict[str, Strategy]] = {strategy.name: strategy for strategy in (SMA_CROSS,)}
+
+
+class UnknownStrategy(SpecError):
+    """No strategy has this name; the message lists those there are."""
+
+    def __init__(self, name: object) -> None:
+        super().__init__("strategy", name, f"one of {', '.join(STRATEGIES)}")
+
+    def __reduce__(self) -> tuple[type[SpecError], tuple[str, object, str]]:
+        return UnknownStrategy, (self.value,)  # type: ignore[return-value]
+
+
+def get(name: str) -> Strategy:
+    """The strategy called ``name``; raises ``UnknownStrategy``."""
+    strategy = STRATEGIES.get(name) if isinstance(name, str) else None
+    if strategy is None:
+        raise UnknownStrategy(name)
+    return strategy

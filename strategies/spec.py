@@ -1,0 +1,313 @@
+"""What a user may ask for: costs, one backtest, a sweep over grids; everything checked before anything starts."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from fractions import Fraction
+from typing import Annotated, Final, Literal, Self
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from strategies.base import ParameterInfo, Params, SpecError, Strategy, parameter_table
+from strategies.metrics import METRICS
+from strategies.model import Float64Array, Granularity
+from strategies.registry import get
+
+MAX_SETS: Final = 10_000_000
+
+_FIRST_INSTANT = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_LAST_INSTANT = dt.datetime(2262, 1, 1, tzinfo=dt.UTC)  # int64 nanoseconds end in April of that year
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _instant(value: object) -> dt.datetime:
+    """A moment in UTC from a datetime, a date or ISO 8601 text; without an offset it is read as UTC."""
+    rule = "a moment like 2024-05-01 or 2024-05-01T12:00:00Z between 1970 and 2262"
+    if isinstance(value, str):
+        try:
+            value = dt.datetime.fromisoformat(value)
+        except ValueError:
+            raise SpecError("", value, rule) from None
+    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+        value = dt.datetime(value.year, value.month, value.day, tzinfo=dt.UTC)
+    if not isinstance(value, dt.datetime):
+        raise SpecError("", value, rule)
+    moment = value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value
+    if not _FIRST_INSTANT <= moment < _LAST_INSTANT:
+        raise SpecError("", value, rule)
+    return moment.astimezone(dt.UTC)
+
+
+def _optional_instant(value: object) -> dt.datetime | None:
+    return None if value is None else _instant(value)
+
+
+Instant = Annotated[dt.datetime | None, BeforeValidator(_optional_instant)]
+Number = Annotated[float, Field(strict=True)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+ProductId = Annotated[str, Field(strict=True, pattern=r"^[A-Z0-9]{1,20}-[A-Z0-9]{1,20}$")]
+
+
+def nanoseconds(moment: dt.datetime) -> int:
+    """Exact nanoseconds since 1970 UTC."""
+    return (moment - _FIRST_INSTANT) // dt.timedelta(microseconds=1) * 1_000
+
+
+class Costs(_Spec):
+    """What trading costs and when an order is filled; the same on both sides."""
+
+    fee_bps: Annotated[Number, Field(ge=0, le=1_000, description="fee on the notional of each fill, basis points")] = (
+        60.0
+    )
+    slippage_bps: Annotated[Number, Field(ge=0, le=1_000, description="added to a buy's price, taken off a sell's")] = (
+        5.0
+    )
+    fill: Annotated[
+        Literal["next_open", "same_close"],
+        Field(description="next_open: at the next bar's open; same_close: at the deciding bar's close, a LOOK-AHEAD"),
+    ] = "next_open"
+    initial_cash: Annotated[Number, Field(ge=1e-6, le=1e15, description="cash before the first bar, quote units")] = (
+        10_000.0
+    )
+
+    @property
+    def look_ahead(self) -> bool:
+        """Whether fills use a price that was needed to decide them; every report must say so."""
+        return self.fill == "same_close"
+
+
+class _Period(_Spec):
+    """Which bars: a product, a bar length and a stretch of time (None: as far as there are bars)."""
+
+    product_id: ProductId
+    granularity: Granularity
+    start: Instant = None
+    end: Instant = None
+
+    @property
+    def start_ns(self) -> int | None:
+        """``start`` in nanoseconds UTC."""
+        return None if self.start is None else nanoseconds(self.start)
+
+    @property
+    def end_ns(self) -> int | None:
+        """``end`` in nanoseconds UTC."""
+        return None if self.end is None else nanoseconds(self.end)
+
+    @model_validator(mode="after")
+    def _end_after_start(self) -> Self:
+        if self.start is not None and self.end is not None and not self.start < self.end:
+            raise SpecError("end", self.end.isoformat(), f"later than start = {self.start.isoformat()}")
+        return self
+
+
+class BacktestSpec(_Period):
+    """One strategy with one set of parameters; those not named take their default."""
+
+    strategy: Annotated[str, Field(strict=True)]
+    params: dict[str, Number] = Field(default_factory=dict)
+    costs: Costs = Field(default_factory=Costs)
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _parameters_exist_and_fit(self) -> Self:
+        strategy = get(self.strategy)
+        for name, value in self.params.items():
+            _parameter(strategy, name, f"params.{name}").check(value, f"params.{name}")
+        try:
+            strategy.params(**self.params)
+        except ValidationError as error:
+            raise spec_error(error).under("params") from None
+        return self
+
+    def parameters(self) -> Params:
+        """All parameters of the strategy, defaults filled in."""
+        return get(self.strategy).params(**self.params)
+
+
+class Range(_Spec):
+    """The values start, start + step, … up to and including ``stop``, reckoned in decimal (0.1, 0.2, 0.3)."""
+
+    start: Number
+    stop: Number
+    step: Annotated[Number, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _stop_not_before_start(self) -> Self:
+        if self.stop < self.start:
+            raise SpecError("stop", self.stop, f"at least start = {self.start:g}")
+        return self
+
+    def count(self) -> int:
+        """The number of values, by division: nothing is expanded."""
+        steps: int = (_exact(self.stop) - _exact(self.start)) // _exact(self.step)
+        return steps + 1
+
+    def values(self) -> list[float]:
+        """The values in rising order."""
+        start, step = _exact(self.start), _exact(self.step)
+        return [float(start + i * step) for i in range(self.count())]
+
+
+def _axis_kind(value: object) -> str | None:
+    if isinstance(value, list | tuple):
+        return "<values>"
+    return "<range>" if isinstance(value, dict | Range) else None
+
+
+Axis = Annotated[
+    Annotated[tuple[Number, ...], Tag("<values>")] | Annotated[Range, Tag("<range>")],
+    Discriminator(
+        _axis_kind,
+        custom_error_type="axis",
+        custom_error_message="a list of numbers or a range {{start, stop, step}}",
+    ),
+]
+
+
+class StrategyGrid(_Spec):
+    """Every combination of the named parameters' values; parameters not named take their default."""
+
+    strategy: Annotated[str, Field(strict=True)]
+    grid: dict[str, Axis]
+
+    @model_validator(mode="after")
+    def _axes_exist_and_fit(self) -> Self:
+        strategy = get(self.strategy)
+        if not self.grid:
+            raise SpecError("grid", self.grid, "at least one parameter with its values")
+        for name, axis in self.grid.items():
+            _check_axis(_parameter(strategy, name, f"grid.{name}"), axis, f"grid.{name}")
+        return self
+
+    def count(self) -> int:
+        """Combinations by multiplication, before any is dropped for breaking a rule between parameters."""
+        return math.prod(axis.count() if isinstance(axis, Range) else len(axis) for axis in self.grid.values())
+
+    def combinations(self) -> tuple[Float64Array, int]:
+        """float64[m, k] and how many were dropped because they break a rule between parameters (fast < slow).
+
+        Columns are the strategy's parameters in field order; the last one named in the grid varies fastest.
+        """
+        strategy = get(self.strategy)
+        columns = [self._values(info) for info in parameter_table(strategy)]
+        full = np.stack([column.ravel() for column in np.meshgrid(*columns, indexing="ij")], axis=1)
+        kept = full[strategy.params.keeps_order(full)]
+        return np.ascontiguousarray(kept), len(full) - len(kept)
+
+    def _values(self, info: ParameterInfo) -> Float64Array:
+        axis = self.grid.get(info.name, (info.default,))
+        return np.array(axis.values() if isinstance(axis, Range) else axis, dtype=np.float64)
+
+
+class SweepSpec(_Period):
+    """A sweep: one or more grids over the same bars at the same costs, the best first by ``sort_by``."""
+
+    grids: tuple[StrategyGrid, ...]
+    costs: Costs = Field(default_factory=Costs)
+    seed: Seed = 0
+    sort_by: Annotated[str, Field(strict=True)] = "sharpe"
+    max_sets: Annotated[int, Field(strict=True, ge=1, le=MAX_SETS)] = 1_000_000
+
+    @model_validator(mode="after")
+    def _has_work_of_bounded_size(self) -> Self:
+        if self.sort_by not in METRICS:
+            raise SpecError("sort_by", self.sort_by, f"one of {', '.join(METRICS)}")
+        if not self.grids:
+            raise SpecError("grids", [], "at least one grid")
+        if self.count() > self.max_sets:
+            raise SpecError("grids", self.count(), f"at most max_sets = {self.max_sets} parameter sets")
+        for position, grid in enumerate(self.grids):
+            if not len(grid.combinations()[0]):
+                rules = " and ".join(f"{lesser} < {greater}" for lesser, greater in get(grid.strategy).params.BELOW)
+                raise SpecError(f"grids[{position}].grid", grid.grid, f"a combination with {rules}")
+        return self
+
+    def count(self) -> int:
+        """Parameter sets by multiplication: an upper bound, known before anything is expanded."""
+        return sum(grid.count() for grid in self.grids)
+
+    def dropped(self) -> int:
+        """How many of ``count()`` break a rule between parameters and are not run."""
+        return sum(grid.combinations()[1] for grid in self.grids)
+
+    def parameter_sets(self) -> list[tuple[str, Float64Array]]:
+        """(strategy name, float64[m, k]) for each grid, in the order of the specification."""
+        return [(grid.strategy, grid.combinations()[0]) for grid in self.grids]
+
+
+def parse_backtest(data: object) -> BacktestSpec:
+    """The specification in ``data`` (a dictionary as from JSON or YAML); raises ``SpecError`` with the dotted path."""
+    try:
+        return BacktestSpec.model_validate(data)
+    except ValidationError as error:
+        raise spec_error(error) from None
+
+
+def parse_spec(data: object) -> SweepSpec:
+    """The same for a sweep: ``grids[0].grid.fast`` is the path of an axis."""
+    try:
+        return SweepSpec.model_validate(data)
+    except ValidationError as error:
+        raise spec_error(error) from None
+
+
+def spec_error(error: ValidationError) -> SpecError:
+    """The first complaint of pydantic's ``error`` as a ``SpecError``."""
+    first = error.errors(include_url=False)[0]
+    path = ""
+    for part in first["loc"]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not part.startswith("<"):
+            path += f".{part}"
+    path = path.strip(".")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, SpecError):
+        return cause.under(path)
+    rule = {"missing": "a value (it is required)", "extra_forbidden": "no such field"}.get(first["type"], first["msg"])
+    value = None if first["type"] == "missing" else first["input"]
+    return SpecError(path or "spec", value, rule)
+
+
+def _parameter(strategy: Strategy, name: str, field: str) -> ParameterInfo:
+    for info in parameter_table(strategy):
+        if info.name == name:
+            return info
+    raise SpecError(field, name, f"a parameter of {strategy.name}: {', '.join(strategy.params.names())}")
+
+
+def _check_axis(info: ParameterInfo, axis: tuple[float, ...] | Range, field: str) -> None:
+    if isinstance(axis, Range):
+        # The ends and the step speak for all values between them: nothing is expanded.
+        info.check(axis.start, f"{field}.start")
+        info.check(axis.stop, f"{field}.stop")
+        if info.kind == "int" and not axis.step.is_integer():
+            raise SpecError(f"{field}.step", axis.step, "a whole number")
+        return
+    if not axis:
+        raise SpecError(field, [], "at least one value")
+    for i, value in enumerate(axis):
+        info.check(value, f"{field}[{i}]")
+    if len(set(axis)) < len(axis):
+        twice = next(value for i, value in enumerate(axis) if value in axis[:i])
+        raise SpecError(field, twice, "each value once")
+
+
+def _exact(value: float) -> Fraction:
+    """The decimal number a float was written as: 0.1 is one tenth."""
+    return Fraction(repr(float(value)))
