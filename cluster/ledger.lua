@@ -357,7 +357,8 @@ local function write_accepted(base, order)
     'tif', order.tif, 'quantity', order.quantity, 'limit_price', order.limit_price, 'post_only', order.post_only,
     'lots', text(order.lots), 'filled_lots', '0', 'filled_value', '0', 'fees', '0',
     'reserved_lots', text(order.lots), 'reserved_notional', text(order.notional), 'reserved_cash', text(order.reserved_cash),
-    'notional', text(order.notional), 'cash', text(order.reserved_cash), 'created_us', text(order.us), 'by', order.by)
+    'notional', text(order.notional), 'cash', text(order.reserved_cash), 'created_us', text(order.us), 'changed_us', text(order.us),
+    'by', order.by)
   count_open(base, order, 1, order.lots, order.notional, 1)
   add(base .. ':book', 'reserved', order.reserved_cash)
   redis.call('ZADD', base .. ':open', text(order.us), order.id)
@@ -425,7 +426,7 @@ end
 -- the life of an order after its reservation
 
 local function set_status(base, id, status, ...)
-  redis.call('HSET', base .. ':order:' .. id, 'status', status, ...)
+  redis.call('HSET', base .. ':order:' .. id, 'status', status, 'changed_us', text(now_us()), ...)
 end
 
 -- Takes back what is still reserved and ends the order.
