@@ -13,7 +13,7 @@ import hashlib
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numba
 from numba.core import config
@@ -31,7 +31,20 @@ def compiled(function: Function) -> Function:
     Division follows IEEE 754 as in numpy. The result keeps its plain source as ``.py_func``; with
     ``NUMBA_DISABLE_JIT=1`` it *is* the plain function.
     """
-    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    return _compiled(function, "never")
+
+
+def compiled_step(function: Function) -> Function:
+    """``compiled``, and written out in full inside every compiled caller.
+
+    Steps hand arrays in and out inside their state, and numba counts the references of each on every bar unless it
+    sees the whole loop as one function: measured on Donchian breakout, 4 against 80 million bars a second.
+    """
+    return _compiled(function, "always")
+
+
+def _compiled(function: Function, inline: Literal["never", "always"]) -> Function:
+    dispatcher = numba.njit(nogil=True, error_model="numpy", inline=inline)(function)
     if hasattr(dispatcher, "py_func"):
         # What numba's own enable_caching() does, with our key and place.
         cast(Any, dispatcher)._cache = cast(Any, _FloorCache)(function)

@@ -236,7 +236,7 @@ def _observe(course: Course, equity: float, i: int) -> Course:
     if i > 0:
         change = equity / course.equity - 1.0 if course.equity > 0.0 else 0.0
         difference = change - mean
-        mean += difference / i
+        mean += difference * (1.0 / i)  # the reciprocal waits for nothing; a division by i would wait for the mean
         squared_deviations += difference * (change - mean)
         loss = min(change, 0.0)
         squared_losses += loss * loss

@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from strategies.base import SpecError, Strategy
+from strategies.bollinger_reversion import BOLLINGER_REVERSION
+from strategies.donchian_breakout import DONCHIAN_BREAKOUT
+from strategies.rsi_reversion import RSI_REVERSION
 from strategies.sma_cross import SMA_CROSS
+from strategies.vol_target_momentum import VOL_TARGET_MOMENTUM
 
-STRATEGIES: Final[dict[str, Strategy]] = {strategy.name: strategy for strategy in (SMA_CROSS,)}
+STRATEGIES: Final[dict[str, Strategy]] = {
+    strategy.name: strategy
+    for strategy in (SMA_CROSS, RSI_REVERSION, BOLLINGER_REVERSION, DONCHIAN_BREAKOUT, VOL_TARGET_MOMENTUM)
+}
 
 
 class UnknownStrategy(SpecError):
