@@ -120,14 +120,24 @@ def require_product_id(product_id: str, file: str | Path) -> None:
 
 def find_gaps(ts_ns: Int64Array, granularity: Granularity) -> list[Finding]:
     """The holes between the stamps (ascending), oldest first."""
-    steps = np.diff(ts_ns)
-    findings = []
-    for index in np.flatnonzero(steps > granularity.ns):
-        start_ns, end_ns = int(ts_ns[index]) + granularity.ns, int(ts_ns[index + 1])
-        missing = (end_ns - start_ns) // granularity.ns
-        detail = f"{missing} bars missing from {iso(start_ns)} to {iso(end_ns)}"
-        findings.append(Finding("gap", "warning", start_ns, end_ns, missing, detail))
-    return findings
+    if not ts_ns.size:
+        return []
+    holes = find_holes(ts_ns, granularity.ns, int(ts_ns[0]), int(ts_ns[-1]) + granularity.ns)
+    return [gap(start_ns, end_ns, granularity) for start_ns, end_ns in holes]
+
+
+def gap(start_ns: int, end_ns: int, granularity: Granularity, *, known: bool = False) -> Finding:
+    """The finding of no bars in [start_ns, end_ns); ``known`` where the venue said that it has none either."""
+    missing = (end_ns - start_ns) // granularity.ns
+    detail = f"{missing} bars missing from {iso(start_ns)} to {iso(end_ns)}" + ("; the venue has none" if known else "")
+    return Finding("gap", "note" if known else "warning", start_ns, end_ns, missing, detail)
+
+
+def find_holes(ts_ns: Int64Array, step_ns: int, start_ns: int, end_ns: int) -> list[tuple[int, int]]:
+    """The ranges in [start_ns, end_ns) that the stamps in it (ascending, all on the grid) leave open."""
+    edges = np.concatenate([[start_ns - step_ns], ts_ns, [end_ns]])
+    found = np.flatnonzero(np.diff(edges) > step_ns)
+    return [(int(edges[index]) + step_ns, int(edges[index + 1])) for index in found]
 
 
 def data_hash(bars: Bars) -> str:

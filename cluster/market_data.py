@@ -29,6 +29,8 @@ from cluster.bar_checks import (
     MarketDataError,
     data_hash,
     find_gaps,
+    find_holes,
+    gap,
     iso,
     require_product_id,
     require_valid,
@@ -49,7 +51,7 @@ from cluster.series_files import (
     read_part,
     write_part,
 )
-from strategies.model import Bars, Granularity, Int64Array
+from strategies.model import Bars, Granularity
 
 __all__ = [
     "SIMULATED",
@@ -166,9 +168,7 @@ class BarStore:
             series = self._series(bars.product_id, bars.granularity)
             if series is None:
                 series = Series(SCHEMA_VERSION, bars.product_id, bars.granularity, source == SIMULATED)
-            if series.simulated != (source == SIMULATED):
-                kind = f"a {'simulated' if series.simulated else 'real'} source, or the series removed first"
-                raise DataError(folder, None, kind, source)
+            _require_same_kind(folder, series, source)
             try:
                 merged, report = _merge(folder, series, bars, source, replace)
                 merged = msgspec.structs.replace(merged, answered=join_ranges([*series.answered, *answered]))
@@ -211,10 +211,33 @@ class BarStore:
 
         def view(series: Series) -> list[Range]:
             stamps = self._load(series, start_ns, end_ns).ts_ns
-            return _subtract(_holes(stamps, granularity.ns, start_ns, end_ns), series.answered)
+            return _subtract(find_holes(stamps, granularity.ns, start_ns, end_ns), series.answered)
 
         missing = self._viewed(product_id, granularity, view)
         return [(start_ns, end_ns)] if missing is None else missing
+
+    def gaps(self, product_id: str, granularity: Granularity, start_ns: int, end_ns: int) -> list[Finding]:
+        """The holes in [start_ns, end_ns), both on the grid: also before the first bar and behind the last."""
+        if start_ns >= end_ns:
+            return []
+
+        def view(series: Series) -> list[Finding]:
+            stamps = self._load(series, start_ns, end_ns).ts_ns
+            holes = find_holes(stamps, granularity.ns, start_ns, end_ns)
+            return _gaps(series, [gap(*hole, granularity) for hole in holes])
+
+        found = self._viewed(product_id, granularity, view)
+        return [gap(start_ns, end_ns, granularity)] if found is None else found
+
+    def info(self, product_id: str, granularity: Granularity) -> SeriesInfo | None:
+        """One series as ``ls`` shows it; None where there is no bar."""
+        return self._info(product_id, Granularity(granularity))
+
+    def require_same_kind(self, product_id: str, granularity: Granularity, source: str) -> None:
+        """Raise ``DataError`` where the series is of simulated bars and ``source`` is not, or the other way round."""
+        series = self._series(product_id, granularity)
+        if series is not None:
+            _require_same_kind(self._folder(product_id, granularity), series, source)
 
     def ls(self) -> list[SeriesInfo]:
         """Every stored series, by product and granularity; one whose manifest is damaged says so in ``problem``."""
@@ -250,6 +273,9 @@ class BarStore:
             except OSError as error:
                 raise StoreError(f"{folder}: cannot remove: {error}") from error
             self._delete_leftovers(folder)
+            # A folder that holds something of somebody else's stays.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         return existed
 
     def _folder(self, product_id: str, granularity: Granularity) -> Path:
@@ -264,12 +290,14 @@ class BarStore:
         deadline = time.monotonic() + self.lock_timeout_s
         with contextlib.ExitStack() as stack:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                lock.parent.mkdir(parents=True, exist_ok=True)
                 handle = stack.enter_context(lock.open("ab"))
                 while not _try_lock(handle.fileno()):
                     if time.monotonic() >= deadline:
                         raise StoreBusy(f"{lock}: another writer held it for {self.lock_timeout_s} s")
                     time.sleep(_LOCK_POLL_S)
+                # Only now: the holder of the lock may have removed the series and its folder.
+                folder.mkdir(exist_ok=True)
             except OSError as error:
                 raise StoreError(f"{folder}: cannot write: {error}") from error
             yield folder
@@ -303,8 +331,7 @@ class BarStore:
                 if isinstance(error, PartGone) and self._series(series.product_id, series.granularity) != series:
                     raise
                 findings.append(_damage(error, part.first_ns, part.last_ns + series.granularity.ns))
-        gaps = find_gaps(np.concatenate(stamps), series.granularity)
-        return findings + [_with_venues_word(gap, series.answered) for gap in gaps]
+        return findings + _gaps(series, find_gaps(np.concatenate(stamps), series.granularity))
 
     def _delete_leftovers(self, folder: Path) -> None:
         """Delete our own files that no manifest names; anything else in the folder is not ours to touch.
@@ -435,17 +462,23 @@ def _damage(error: DataError, start_ns: int, end_ns: int) -> Finding:
     return Finding("damage", "error", start_ns, end_ns, 0, str(error))
 
 
-def _with_venues_word(gap: Finding, answered: Sequence[Range]) -> Finding:
-    if any(start <= gap.start_ns and gap.end_ns <= end for start, end in answered):
-        return Finding(gap.rule, "note", gap.start_ns, gap.end_ns, gap.missing, f"{gap.detail}; the venue has none")
-    return gap
+def _require_same_kind(folder: Path, series: Series, source: str) -> None:
+    if series.simulated != (source == SIMULATED):
+        kind = f"a {'simulated' if series.simulated else 'real'} source, or the series removed first"
+        raise DataError(folder, None, kind, source)
 
 
-def _holes(stamps: Int64Array, step_ns: int, start_ns: int, end_ns: int) -> list[Range]:
-    """The ranges in [start_ns, end_ns), both on the grid, that ``stamps`` (ascending, on the grid) leave open."""
-    edges = np.concatenate([[start_ns - step_ns], stamps, [end_ns]])
-    found = np.flatnonzero(np.diff(edges) > step_ns)
-    return [(int(edges[index]) + step_ns, int(edges[index + 1])) for index in found]
+def _gaps(series: Series, gaps: Sequence[Finding]) -> list[Finding]:
+    """``gaps``, those marked that the venue itself has."""
+    return [
+        gap(
+            found.start_ns,
+            found.end_ns,
+            series.granularity,
+            known=not _subtract([(found.start_ns, found.end_ns)], series.answered),
+        )
+        for found in gaps
+    ]
 
 
 def _subtract(ranges: Sequence[Range], known: Sequence[Range]) -> list[Range]:
