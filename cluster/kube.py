@@ -30,7 +30,7 @@ NAME_LENGTH_MAX: Final = 47  # KubeRay's limit for a RayService and a RayJob
 _KUSTOMIZATION_FIELDS: Final = frozenset({"apiVersion", "kind", "namespace", "resources", "patches"})
 _DNS_LABEL: Final = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _IMAGE: Final = re.compile(
-    r"[a-z0-9]+([.-][a-z0-9]+)*(:[0-9]{1,5})?"  # registry host, or the only component
+    r"[a-z0-9]+([.-][a-z0-9]+)*(:[0-9]{1,5}(?=/))?"  # registry host and port, or the only component
     r"(/[a-z0-9]+((\.|_{1,2}|-+)[a-z0-9]+)*)*"
     r"(?P<tag>:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
     r"(?P<digest>@sha256:[0-9a-f]{64})?"
