@@ -10,8 +10,9 @@ import datetime as dt
 from decimal import Decimal
 from typing import Any, Final
 
-from cluster.exchange_book import Account, Book, Level
+from cluster.exchange_book import Account, Book, Fees, Level, SimFill, SimOrder, State
 from cluster.exchange_history import MARKETS, Candles, Market
+from cluster.exchange_ticket import Kind, Refusal, Ticket
 from strategies.model import NS_PER_S
 
 Json = dict[str, Any]
@@ -178,9 +179,175 @@ def market_trade(book: Book) -> Json:
     }
 
 
+def order_accepted(accepted: SimOrder) -> Json:
+    """POST /orders, accepted. ``failure_reason`` is there on success too (issue 49 of the SDK)."""
+    ticket = accepted.ticket
+    return {
+        "success": True,
+        "failure_reason": "UNKNOWN_FAILURE_REASON",
+        "order_id": accepted.order_id,
+        "success_response": {
+            "order_id": accepted.order_id,
+            "product_id": ticket.product_id,
+            "side": ticket.side.value,
+            "client_order_id": ticket.client_order_id,
+            "attached_order_id": "",
+        },
+        "order_configuration": ticket.configuration,
+    }
+
+
+def order_refused(refusal: Refusal, configuration: Json | None) -> Json:
+    """POST /orders, refused: HTTP 200 all the same."""
+    body = {
+        "success": False,
+        "failure_reason": "UNKNOWN_FAILURE_REASON",
+        "order_id": "",
+        "error_response": {
+            "error": refusal.code,
+            "message": refusal.message,
+            "error_details": "",
+            "preview_failure_reason": refusal.preview,
+            "new_order_failure_reason": refusal.code,
+        },
+    }
+    return body if configuration is None else body | {"order_configuration": configuration}
+
+
+def order(entry: SimOrder, portfolio: str) -> Json:
+    """One order of GET /orders/historical/…."""
+    ticket, product_noun = entry.ticket, entry.product
+    filled = product_noun.quantity(entry.filled_lots)
+    average = (entry.filled_value / filled).quantize(Decimal("1e-12")) if filled else Decimal(0)
+    signed_fees = entry.fees if ticket.side.value == "BUY" else -entry.fees
+    return {
+        "order_id": entry.order_id,
+        "product_id": ticket.product_id,
+        "user_id": portfolio,
+        "order_configuration": ticket.configuration,
+        "side": ticket.side.value,
+        "client_order_id": ticket.client_order_id,
+        "status": entry.state.value,
+        "time_in_force": _TIME_IN_FORCE[ticket.kind],
+        "created_time": timestamp(entry.created_ns),
+        "completion_percentage": plain(_completion(entry, ticket)),
+        "filled_size": plain(filled),
+        "average_filled_price": plain(average),
+        "fee": "",
+        "number_of_fills": str(len(entry.fills)),
+        "filled_value": plain(entry.filled_value),
+        "pending_cancel": False,
+        "size_in_quote": ticket.quote_size is not None,
+        "total_fees": plain(entry.fees),
+        "size_inclusive_of_fees": ticket.quote_size is not None,
+        "total_value_after_fees": plain(entry.filled_value + signed_fees),
+        "trigger_status": "INVALID_ORDER_TYPE",
+        "order_type": "MARKET" if ticket.kind is Kind.MARKET_IOC else "LIMIT",
+        "reject_reason": "REJECT_REASON_UNSPECIFIED",
+        "settled": entry.state is not State.OPEN,
+        "product_type": "SPOT",
+        "reject_message": "",
+        "cancel_message": entry.message,
+        "order_placement_source": "RETAIL_ADVANCED",
+        "outstanding_hold_amount": plain(entry.hold()),
+        "is_liquidation": False,
+        "last_fill_time": timestamp(entry.fills[-1].ts_ns) if entry.fills else None,
+        "edit_history": [],
+        "leverage": "",
+        "margin_type": "UNKNOWN_MARGIN_TYPE",
+        "retail_portfolio_id": portfolio,
+        "originating_order_id": "",
+        "attached_order_id": "",
+        "attached_order_configuration": None,
+    }
+
+
+def fill(entry: SimFill, portfolio: str) -> Json:
+    """One fill of GET /orders/historical/fills."""
+    market = MARKETS[entry.product_id]
+    return {
+        "entry_id": entry.entry_id,
+        "trade_id": entry.trade_id,
+        "order_id": entry.order_id,
+        "trade_time": timestamp(entry.ts_ns),
+        "trade_type": "FILL",
+        "price": price(market, entry.ticks),
+        "size": size(market, entry.lots),
+        "commission": plain(entry.fee),
+        "product_id": entry.product_id,
+        "sequence_timestamp": timestamp(entry.ts_ns),
+        "liquidity_indicator": entry.liquidity,
+        "size_in_quote": False,
+        "user_id": portfolio,
+        "side": entry.side.value,
+        "retail_portfolio_id": portfolio,
+    }
+
+
+def cancel_result(order_id: str, refusal: str) -> Json:
+    """One result of POST /orders/batch_cancel; ``refusal`` is empty where the order was cancelled."""
+    return {
+        "success": not refusal,
+        "failure_reason": refusal or "UNKNOWN_CANCEL_FAILURE_REASON",
+        "order_id": order_id,
+    }
+
+
+def transaction_summary(volume: Decimal, paid: Decimal, balance: Decimal, fees: Fees) -> Json:
+    """GET /transaction_summary: volume, fees paid and total balance in USD; totals are JSON numbers there."""
+    return {
+        "total_volume": float(volume),
+        "total_fees": float(paid),
+        "fee_tier": {
+            "pricing_tier": "Simulated",
+            "usd_from": "0",
+            "usd_to": "",
+            "taker_fee_rate": plain(fees.rate("TAKER")),
+            "maker_fee_rate": plain(fees.rate("MAKER")),
+            "aop_from": "",
+            "aop_to": "",
+        },
+        "margin_rate": None,
+        "goods_and_services_tax": None,
+        "advanced_trade_only_volume": float(volume),
+        "advanced_trade_only_fees": float(paid),
+        "coinbase_pro_volume": 0.0,
+        "coinbase_pro_fees": 0.0,
+        "total_balance": plain(balance.quantize(Decimal("0.01"))),
+        "has_promo_fee": False,
+    }
+
+
+def key_permissions(portfolio: str) -> Json:
+    """GET /key_permissions."""
+    return {
+        "can_view": True,
+        "can_trade": True,
+        "can_transfer": False,
+        "portfolio_uuid": portfolio,
+        "portfolio_type": "DEFAULT",
+    }
+
+
 def error(code: str, message: str) -> Json:
     """The body of a 4xx answer."""
     return {"error": code, "code": code, "error_details": message, "message": message}
+
+
+_TIME_IN_FORCE: Final = {
+    Kind.MARKET_IOC: "IMMEDIATE_OR_CANCEL",
+    Kind.LIMIT_IOC: "IMMEDIATE_OR_CANCEL",
+    Kind.LIMIT_GTC: "GOOD_UNTIL_CANCELLED",
+    Kind.LIMIT_GTD: "GOOD_UNTIL_DATE_TIME",
+    Kind.LIMIT_FOK: "FILL_OR_KILL",
+}
+
+
+def _completion(entry: SimOrder, ticket: Ticket) -> Decimal:
+    if entry.state is State.FILLED:
+        return Decimal(100)
+    wanted = ticket.lots
+    return Decimal(0) if not wanted else (Decimal(100 * entry.filled_lots) / wanted).quantize(Decimal("0.01"))
 
 
 def _level(market: Market, level: Level) -> Json:

@@ -1,0 +1,162 @@
+"""Orders as they arrive at the exchange simulator: Coinbase's ``order_configuration`` read into a ticket, or refused.
+
+Codes are Coinbase's ``NewOrderFailureReason`` and ``PreviewFailureReason`` (Advanced Trade OpenAPI, create order).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Final
+
+from cluster.exchange_history import MARKETS, Market
+from strategies.model import NS_PER_S, Side
+
+PRICE_TICKS_MAX: Final = 10**12
+UNKNOWN_FAILURE: Final = "UNKNOWN_FAILURE_REASON"
+_AMOUNT: Final = re.compile(r"[0-9]{1,16}(\.[0-9]{1,16})?")
+
+
+class Kind(StrEnum):
+    """The order configurations that are simulated, by Coinbase's keys."""
+
+    MARKET_IOC = "market_market_ioc"
+    LIMIT_IOC = "sor_limit_ioc"
+    LIMIT_GTC = "limit_limit_gtc"
+    LIMIT_GTD = "limit_limit_gtd"
+    LIMIT_FOK = "limit_limit_fok"
+
+    @property
+    def rests(self) -> bool:
+        """Whether what is not filled at once stays in the book."""
+        return self in {Kind.LIMIT_GTC, Kind.LIMIT_GTD}
+
+
+class Refusal(Exception):
+    """The exchange refuses an order: HTTP 200 with ``success: false``. ``preview`` is Coinbase's second code."""
+
+    def __init__(self, code: str, message: str, preview: str = "UNKNOWN_PREVIEW_FAILURE_REASON") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.preview = preview
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """An order the exchange understands. Exactly one of ``lots`` and ``quote_size`` is given; ``ticks`` is the limit.
+
+    ``configuration`` is what the sender wrote, for the echo.
+    """
+
+    client_order_id: str
+    product_id: str
+    side: Side
+    kind: Kind
+    configuration: dict[str, Any]
+    lots: int | None = None
+    quote_size: Decimal | None = None
+    ticks: int | None = None
+    post_only: bool = False
+    end_ns: int | None = None
+
+
+def read_ticket(body: dict[str, Any], now_ns: int) -> Ticket:
+    """Read the body of POST /orders; raises ``Refusal``. The client order id was checked before."""
+    market = MARKETS.get(str(body.get("product_id")))
+    if market is None:
+        raise Refusal("UNKNOWN_PRODUCT_ID", "product_id: not known", "PREVIEW_INVALID_PRODUCT_ID")
+    if body.get("side") not in {"BUY", "SELL"}:
+        raise Refusal("INVALID_SIDE", "side: expected BUY or SELL", "PREVIEW_INVALID_SIDE")
+    kind, fields = _configuration(body.get("order_configuration"))
+    side = Side(body["side"])
+    lots, quote_size = _size(market, side, kind, fields)
+    return Ticket(
+        client_order_id=str(body["client_order_id"]),
+        product_id=market.product.product_id,
+        side=side,
+        kind=kind,
+        configuration={kind.value: fields},
+        lots=lots,
+        quote_size=quote_size,
+        ticks=None if kind is Kind.MARKET_IOC else _limit_ticks(market, fields.get("limit_price")),
+        post_only=_post_only(kind, fields),
+        end_ns=_end_ns(fields.get("end_time"), now_ns) if kind is Kind.LIMIT_GTD else None,
+    )
+
+
+def _configuration(given: Any) -> tuple[Kind, dict[str, Any]]:
+    if isinstance(given, dict) and len(given) == 1:
+        name, fields = next(iter(given.items()))
+        if name in set(Kind) and isinstance(fields, dict):
+            return Kind(name), fields
+    text = "order_configuration: expected one of " + ", ".join(Kind)
+    raise Refusal("UNSUPPORTED_ORDER_CONFIGURATION", text, "PREVIEW_INVALID_ORDER_CONFIG")
+
+
+def _size(market: Market, side: Side, kind: Kind, fields: dict[str, Any]) -> tuple[int | None, Decimal | None]:
+    in_base, in_quote = fields.get("base_size"), fields.get("quote_size")
+    if in_quote is None:
+        return _base_lots(market, in_base), None
+    if in_base is not None or kind is not Kind.MARKET_IOC or side is not Side.BUY:
+        text = "quote_size: only for a market order that buys, without base_size"
+        raise Refusal("UNSUPPORTED_ORDER_CONFIGURATION", text, "PREVIEW_INVALID_ORDER_CONFIG")
+    amount = _amount(in_quote)
+    if amount is None or amount % market.product.quote_increment:
+        text = f"quote_size: expected a multiple of {market.product.quote_increment}"
+        raise Refusal("INVALID_SIZE_PRECISION", text, "PREVIEW_INVALID_QUOTE_SIZE_PRECISION")
+    if amount < market.product.quote_min_size:
+        raise Refusal(UNKNOWN_FAILURE, "quote_size: too small", "PREVIEW_INVALID_QUOTE_SIZE_TOO_SMALL")
+    if amount > market.product.quote_max_size:
+        raise Refusal(UNKNOWN_FAILURE, "quote_size: too large", "PREVIEW_INVALID_QUOTE_SIZE_TOO_LARGE")
+    return None, amount
+
+
+def _base_lots(market: Market, given: Any) -> int:
+    product = market.product
+    amount = _amount(given)
+    if amount is None or amount % product.base_increment:
+        text = f"base_size: expected a multiple of {product.base_increment:f}"
+        raise Refusal("INVALID_SIZE_PRECISION", text, "PREVIEW_INVALID_SIZE_PRECISION")
+    if amount < product.base_min_size:
+        raise Refusal(UNKNOWN_FAILURE, "base_size: too small", "PREVIEW_INVALID_BASE_SIZE_TOO_SMALL")
+    if amount > product.base_max_size:
+        raise Refusal(UNKNOWN_FAILURE, "base_size: too large", "PREVIEW_INVALID_BASE_SIZE_TOO_LARGE")
+    return product.lots(amount)
+
+
+def _limit_ticks(market: Market, given: Any) -> int:
+    amount = _amount(given)
+    if amount is None or amount % market.product.quote_increment:
+        text = f"limit_price: expected a multiple of {market.product.quote_increment}"
+        raise Refusal("INVALID_PRICE_PRECISION", text, "PREVIEW_INVALID_PRICE_PRECISION")
+    ticks = market.product.ticks(amount)
+    if not 0 < ticks <= PRICE_TICKS_MAX:
+        raise Refusal("INVALID_LIMIT_PRICE", "limit_price: out of range", "PREVIEW_INVALID_LIMIT_PRICE")
+    return ticks
+
+
+def _post_only(kind: Kind, fields: dict[str, Any]) -> bool:
+    given = fields.get("post_only", False)
+    if not isinstance(given, bool) or (given and not kind.rests):
+        text = "post_only: expected true or false, and only on an order that can rest"
+        raise Refusal("UNSUPPORTED_ORDER_CONFIGURATION", text, "PREVIEW_INVALID_ORDER_CONFIG")
+    return given
+
+
+def _end_ns(given: Any, now_ns: int) -> int:
+    try:
+        moment = dt.datetime.fromisoformat(given) if isinstance(given, str) else None
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None or int(moment.timestamp()) * NS_PER_S <= now_ns:
+        raise Refusal("INVALID_REQUEST", "end_time: expected an RFC 3339 time in the future")
+    return int(moment.timestamp()) * NS_PER_S
+
+
+def _amount(given: Any) -> Decimal | None:
+    """A decimal string without sign or exponent; anything else (a JSON number too) is None."""
+    return Decimal(given) if isinstance(given, str) and _AMOUNT.fullmatch(given) else None
