@@ -111,6 +111,8 @@ def test_a_sweep_reads_and_writes_where_the_desk_does(manifests: list[Manifest],
     state = _settings_map(manifests)["DESK_STATE_DIR"]
     expected = f"python -m jobs.sweep --run-dir {state}/runs/a1 --bars-dir {state}/bars"
     assert job["spec"]["entrypoint"] == expected
+    known = (ROOT / "jobs" / "sweep.py").read_text()
+    assert [option for option in re.findall(r"--[a-z-]+", expected) if f'"{option}"' not in known] == []
     for manifest in [*manifests, job]:
         for path, template in _pod_templates(manifest):
             if "desk-settings" in str(template["spec"]):
