@@ -211,9 +211,9 @@ class Venue:
             ),
         )
         found = [self._fill(item) for page in pages for item in shapes.list_of(page, "fills")]
-        kept = [fill for fill in found if since_ns is None or fill.ts_ns >= since_ns // 1_000 * 1_000]
-        # The venue lists the newest first; reversed, fills of one moment keep the order they happened in.
-        return sorted(reversed(kept), key=lambda fill: fill.ts_ns)
+        # The venue lists the newest first; turned round, fills of one moment keep the order they happened in.
+        kept = [fill for fill in found[::-1] if since_ns is None or fill.ts_ns >= since_ns // 1_000 * 1_000]
+        return sorted(kept, key=lambda fill: fill.ts_ns)
 
     # --- orders: never sent twice ---
 
