@@ -88,6 +88,9 @@ def up(settings: Settings, say: Say = lambda _: None) -> Settings:
     """
     with _lock(settings.state_dir):
         was_running = bool(_recorded(settings.state_dir))
+        runs_as = read_mapping(settings.state_dir / RUNNING_FILE).get("settings", {}).get("profile", settings.profile)
+        if runs_as != settings.profile:
+            raise DeskError(f"the desk runs with profile {runs_as}; stop it first (desk down)")
         settings = _settled(settings)
         try:
             _start_missing(settings, say)
@@ -155,9 +158,7 @@ def _alive(state_dir: Path, name: str) -> bool:
 
 
 def _record(settings: Settings, processes: list[Started]) -> None:
-    running = settings.model_dump(
-        mode="json", include={"profile", "redis", "ray", "serve", "venue", "simulator"}, exclude_defaults=True
-    )
+    running = settings.model_dump(mode="json", include={"profile", "redis", "ray", "serve", "venue", "simulator"})
     content = {"settings": running, "processes": [asdict(item) for item in processes]}
     path = settings.state_dir / RUNNING_FILE
     temporary = path.with_suffix(".tmp")
@@ -171,9 +172,11 @@ def _remember(settings: Settings, started: Started) -> None:
 
 
 def scratch_dir(state_dir: Path) -> Path:
-    """A short folder for sockets, whose paths have at most 107 characters wherever the state folder is."""
-    digest = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:10]
-    return Path(tempfile.gettempdir()) / f"desk-{os.getuid()}-{digest}"
+    """A short folder for sockets, whose paths have at most 97 characters wherever the state folder is."""
+    digest = hashlib.sha256(f"{os.getuid()} {state_dir.resolve()}".encode()).hexdigest()[:10]
+    # Serve adds 60 characters of its own to HAProxy's socket, so a long TMPDIR must not come before them.
+    base = Path("/tmp")  # noqa: S108 - the folder's mode is 0700
+    return (base if os.access(base, os.W_OK) else Path(tempfile.gettempdir())) / f"desk-{digest}"
 
 
 def _log(state_dir: Path, name: str) -> Path:
@@ -317,6 +320,8 @@ def _begin_exchange(settings: Settings) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     argv: list[str | Path] = [sys.executable, "-m", "cluster.exchange_sim", "--port", str(simulator.port)]
     argv += ["--state-dir", folder, "--seed", str(simulator.seed), "--history-days", str(simulator.history_days)]
+    # Cash only: the desk begins flat, so what it holds is what it bought.
+    argv += ["--usd", str(simulator.cash_usd), "--btc", "0", "--eth", "0", "--sol", "0"]
     log = _log(settings.state_dir, "exchange")
     _remember(settings, start("exchange", argv, _environment(settings), log, _owner(settings), ROOT))
 
@@ -360,7 +365,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "DESK_")) and k != "PYTHONDONTWRITEBYTECODE"
     }
     configured = {k: v for k, v in os.environ.items() if k.startswith("DESK_")}
-    haproxy = scratch_dir(settings.state_dir) / "haproxy"
+    haproxy = scratch_dir(settings.state_dir) / "h"
     return {
         **kept,
         **configured,
@@ -375,7 +380,8 @@ def _environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "a.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "m.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
         # Workers would otherwise run at nice 15 and starve beside anything else on the machine.

@@ -1,8 +1,9 @@
 """The one reader of environment and YAML: a frozen tree of settings, and the risk limits.
 
-Precedence: environment (``DESK_``, nested with ``__``) > what a running desk wrote into its state folder
-> the profile's YAML > defaults. An unknown key is an error everywhere. Secrets come from a file or a mounted
-folder, never from YAML, and are ``SecretStr`` so that no log shows them.
+Precedence: environment (``DESK_``, nested with ``__``) > the profile's YAML > defaults. Where a desk is running, the
+ports and addresses it has written into its state folder come before all of these: they are facts, not wishes.
+An unknown key is an error everywhere. Secrets come from a file or a mounted folder, never from YAML, and are
+``SecretStr`` so that no log shows them.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class SimulatorSettings(_Section):
     port: int = Field(0, ge=0, le=65535)
     seed: int = Field(7, ge=0)
     history_days: int = Field(1200, ge=1, le=20_000)
+    cash_usd: int = Field(1_000_000, ge=0, le=1_000_000_000)
 
 
 class ExecutionSettings(_Section):
@@ -163,18 +165,22 @@ def load_settings(profile: str | None = None, state_dir: Path | None = None) -> 
     _refuse_unknown_environment(os.environ)
     folder = (state_dir or Path(os.environ.get("DESK_STATE_DIR") or ROOT / ".desk")).resolve()
     running = read_mapping(folder / RUNNING_FILE).get("settings", {})
-    name = profile or os.environ.get("DESK_PROFILE") or running.get("profile") or "paper"
+    name = profile or running.get("profile") or os.environ.get("DESK_PROFILE") or "paper"
     path = CONF_DIR / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in CONF_DIR.glob("*.yaml") if p.stem in {"paper", "live"}))
         raise SettingsError(f"profile: {name!r} is not a profile; known: {known}")
-    merged = _merge(read_mapping(path), running) | {"profile": name, "state_dir": folder}
     try:
-        settings = Settings(**merged)
+        settings = Settings(**read_mapping(path) | {"profile": name, "state_dir": folder})
+        facts = {
+            section: type(getattr(settings, section))(**getattr(settings, section).model_dump() | values)
+            for section, values in running.items()
+            if section != "profile"
+        }
     except ValidationError as error:
         raise SettingsError(describe(error)) from None
     # What the caller names beats the environment, so that one process can look at another desk.
-    return settings.model_copy(update={"profile": name, "state_dir": folder})
+    return settings.model_copy(update={**facts, "profile": name, "state_dir": folder})
 
 
 def load_secrets(settings: Settings) -> Secrets:
@@ -234,14 +240,6 @@ def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
             raise SettingsError(f"{name}: not a setting (environment); see conf/settings.py")
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
 def _read_secrets_file(path: Path) -> dict[str, str]:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
@@ -264,7 +262,8 @@ def _read_secrets_folder(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise SettingsError(f"secrets_dir: {folder} is not a folder")
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    return {p.name.lower(): _real_secret(p.name, p.read_text().strip()) for p in files}
+    found = {p.name.lower(): p.read_text().strip() for p in files}
+    return {name: _real_secret(name, value) for name, value in found.items() if value}
 
 
 def _real_secret(name: str, value: str) -> str:

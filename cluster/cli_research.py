@@ -1,0 +1,444 @@
+"""``desk ingest | data | backtest | sweep | jobs | report``: bars in, runs started, followed and looked at."""
+
+from __future__ import annotations
+
+import datetime as dt
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cluster.cli_risk import running_settings
+from cluster.console import FAILED, CommandError, JsonOption, command, console, errors, print_json, print_table
+from cluster.local import ray_token
+from conf.settings import Settings, load_settings, read_mapping
+
+if TYPE_CHECKING:
+    from cluster.ray_jobs import RayJobs
+    from cluster.runs import Progress as RunProgress
+    from cluster.runs import RunFolder
+    from strategies.spec import SweepSpec
+
+data = typer.Typer(no_args_is_help=True, help="The bar store.")
+jobs = typer.Typer(no_args_is_help=True, help="Runs and their Ray jobs.")
+
+FOLLOW_INTERVAL_S = 0.1
+LOOK_AHEAD_MARK = "LOOK-AHEAD (fills at the close that decided them)"
+
+ProductOption = typer.Option(..., "--product", "-p", help="For example BTC-USD.")
+GranularityOption = typer.Option("ONE_HOUR", "--granularity", "-g", help="ONE_MINUTE … ONE_DAY.")
+StartOption = typer.Option(None, "--start", help="First moment, ISO 8601 (UTC without an offset).")
+EndOption = typer.Option(None, "--end", help="End, exclusive.")
+FeeOption = typer.Option(60.0, "--fee-bps", help="Fee on the notional of each fill, basis points.")
+SlippageOption = typer.Option(5.0, "--slippage-bps", help="Slippage on both sides, basis points.")
+FillOption = typer.Option("next_open", "--fill", help="next_open, or same_close (a look-ahead, marked as such).")
+CashOption = typer.Option(10_000.0, "--cash", help="Initial cash, quote units.")
+RunIdOption = typer.Option(None, "--run-id", help="Your own id; a repeat starts nothing.")
+DetachOption = typer.Option(False, "--detach", help="Do not wait for the end.")
+
+
+def ingest(
+    product: str | None = typer.Option(None, "--product", "-p", help="For example BTC-USD."),
+    granularity: str | None = typer.Option(None, "--granularity", "-g", help="ONE_MINUTE … ONE_DAY."),
+    start: str | None = StartOption,
+    end: str | None = EndOption,
+    file: Path | None = typer.Option(None, "--file", "-f", help="A file instead of the venue: JSON, CSV, Lean zip."),
+    venue: str | None = typer.Option(None, "--venue", help="simulator or coinbase (public candles, no key)."),
+    replace: bool = typer.Option(False, "--replace", help="Let a file's bars win over stored ones that differ."),
+    as_json: bool = JsonOption,
+) -> None:
+    """Bring bars into the store: from the venue (resumes, never fetches twice) or from a file."""
+    words = [sys.executable, "-m", "jobs.ingest"]
+    options = {"--product": product, "--granularity": granularity, "--start": start, "--end": end}
+    options |= {"--file": str(file) if file else None, "--venue": venue}
+    words += [part for name, value in options.items() if value is not None for part in (name, value)]
+    words += [name for name, on in {"--replace": replace, "--json": as_json}.items() if on]
+    # Started by name: what runs on the floor above is never imported from here.
+    raise typer.Exit(subprocess.run(words, check=False).returncode)
+
+
+@data.command("ls")
+@command
+def data_ls(as_json: bool = JsonOption) -> None:
+    """The series in the store."""
+    from cluster.market_data import BarStore
+
+    found = BarStore(load_settings().bars_path).ls()
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [i.product_id, i.granularity, i.rows, _day(i.first_ns), _day(i.last_ns), ", ".join(i.sources) or i.problem]
+        for i in found
+    ]
+    columns = ["product", "granularity", "bars>", "first", "last", "source"]
+    print_table(
+        f"bars in {load_settings().bars_path}", columns, rows, "" if rows else "empty: fill it with desk ingest"
+    )
+
+
+@data.command("check")
+@command
+def data_check(
+    product: str | None = typer.Option(None, "--product", "-p", help="Only this product."),
+    granularity: str | None = typer.Option(None, "--granularity", "-g", help="Only this granularity."),
+    as_json: bool = JsonOption,
+) -> None:
+    """Check every stored series: damage, order, OHLC rules, gaps. Exit code 1 where something is damaged."""
+    from cluster.market_data import BarStore
+
+    store = BarStore(load_settings().bars_path)
+    chosen = [i for i in store.ls() if product in {None, i.product_id} and granularity in {None, i.granularity}]
+    if not chosen:
+        raise CommandError("no such series in the store (desk data ls)")
+    found = {f"{i.product_id} {i.granularity}": store.check(i.product_id, i.granularity) for i in chosen}
+    if as_json:
+        print_json(found)
+    else:
+        rows = [
+            [name, f.rule, _moment(f.start_ns), _moment(f.end_ns), f.count] for name, fs in found.items() for f in fs
+        ]
+        title = f"{len(chosen)} series checked, {len(rows)} findings"
+        print_table(title, ["series", "severity", "finding", "from", "to", "missing>", "detail"], rows)
+    if any(finding.severity == "error" for findings in found.values() for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+@command
+def backtest(
+    strategy: str = typer.Argument(..., help="A registered strategy."),
+    product: str = ProductOption,
+    granularity: str = GranularityOption,
+    param: list[str] = typer.Option([], "--param", help="name=value; repeatable. The others take their default."),
+    start: str | None = StartOption,
+    end: str | None = EndOption,
+    fee_bps: float = FeeOption,
+    slippage_bps: float = SlippageOption,
+    fill: str = FillOption,
+    cash: float = CashOption,
+    run_id: str | None = RunIdOption,
+    detach: bool = DetachOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """One strategy with one set of parameters, as a Ray job (a sweep of one)."""
+    from strategies.base import parameter_table
+    from strategies.registry import get
+    from strategies.spec import parse_spec
+
+    given = dict(_assignment(text, "--param") for text in param)
+    first = parameter_table(get(strategy))[0]
+    values = {name: [_number(value, f"--param {name}")] for name, value in given.items()} or {
+        first.name: [first.default]
+    }
+    spec = parse_spec(
+        {
+            **_period(product, granularity, start, end),
+            "grids": [{"strategy": strategy, "grid": values}],
+            "costs": _costs(fee_bps, slippage_bps, fill, cash),
+        }
+    )
+    _run(spec, run_id, detach, as_json, kind="backtest")
+
+
+@command
+def sweep(
+    spec_file: Path | None = typer.Argument(None, help="A specification as YAML or JSON, instead of the options."),
+    product: str | None = typer.Option(None, "--product", "-p", help="For example BTC-USD."),
+    granularity: str = GranularityOption,
+    grid: list[str] = typer.Option(
+        [], "--grid", "-G", help="STRATEGY.PARAM=start:stop:step or =v1,v2,…; repeatable, several strategies allowed."
+    ),
+    start: str | None = StartOption,
+    end: str | None = EndOption,
+    fee_bps: float = FeeOption,
+    slippage_bps: float = SlippageOption,
+    fill: str = FillOption,
+    cash: float = CashOption,
+    sort_by: str = typer.Option("sharpe", "--sort-by", help="The metric the leaderboard is sorted by."),
+    seed: int = typer.Option(0, "--seed", help="Kept with the results."),
+    top: int = typer.Option(10, "--top", min=1, max=1000, help="Rows of the leaderboard to print."),
+    run_id: str | None = RunIdOption,
+    detach: bool = DetachOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """A parameter sweep over one or more strategies, as a Ray job."""
+    from strategies.spec import parse_spec
+
+    if spec_file is not None:
+        content: dict[str, Any] = read_mapping(spec_file)
+        if not content:
+            raise CommandError(f"{spec_file}: no such file, or it is empty", field="spec_file")
+    else:
+        if product is None:
+            raise CommandError("--product is needed without a specification file", field="product", rule="required")
+        content = {
+            **_period(product, granularity, start, end),
+            "grids": _grids(grid),
+            "costs": _costs(fee_bps, slippage_bps, fill, cash),
+            "sort_by": sort_by,
+            "seed": seed,
+        }
+    _run(parse_spec(content), run_id, detach, as_json, top=top)
+
+
+@jobs.command("ls")
+@command
+def jobs_ls(
+    limit: int = typer.Option(20, "--limit", min=1, help="At most so many, newest first."), as_json: bool = JsonOption
+) -> None:
+    """All runs, newest first."""
+    from cluster.runs import list_runs
+
+    settings = load_settings()
+    runs = list_runs(settings.runs_path)[:limit]
+    if as_json:
+        print_json(runs)
+        return
+    rows = []
+    for run in runs:
+        progress, record = run.progress, run.record
+        if progress is None or record is None:
+            rows.append([run.run_id, "DAMAGED", "", "", run.problem])
+            continue
+        done = f"{progress.done_sets}/{progress.total_sets}"
+        bars = f"{record.product_id} {record.granularity} ({record.data_source})"
+        rows.append([run.run_id, progress.state, record.kind, done, bars])
+    print_table(f"runs in {settings.runs_path}", ["run", "state", "kind", "sets>", "bars"], rows)
+
+
+@jobs.command("show")
+@command
+def jobs_show(
+    run_id: str = typer.Argument(..., help="The run."),
+    top: int = typer.Option(10, "--top", min=1, max=1000, help="Rows of the leaderboard."),
+    as_json: bool = JsonOption,
+) -> None:
+    """One run: its state and its leaderboard so far."""
+    from cluster.runs import open_run
+
+    settings = load_settings()
+    folder = open_run(settings.runs_path, run_id)
+    progress = _settled(settings, folder)
+    if as_json:
+        rows = folder.leaderboard(top)
+        print_json({"run": folder.record(), "progress": progress, "leaderboard": rows, "report": folder.report_file})
+        return
+    console.print(f"{run_id}: {progress.state} {progress.done_sets}/{progress.total_sets}")
+    _print_leaderboard(folder, top)
+
+
+@jobs.command("logs")
+@command
+def jobs_logs(
+    run_id: str = typer.Argument(..., help="The run."),
+    follow: bool = typer.Option(False, "--follow", "-f", help="Go on until the job has ended."),
+) -> None:
+    """What a run's Ray job has printed."""
+    client = _ray_jobs(running_settings())
+    for text in client.tail(run_id) if follow else [client.logs(run_id)]:
+        sys.stdout.write(text)
+
+
+@jobs.command("stop")
+@command
+def jobs_stop(run_id: str = typer.Argument(..., help="The run."), as_json: bool = JsonOption) -> None:
+    """Stop a run; what is finished stays, and the same command as before goes on from there."""
+    from cluster.runs import open_run
+
+    settings = running_settings()
+    folder = open_run(settings.runs_path, run_id)
+    stopped = _ray_jobs(settings).stop(run_id)
+    progress = _settled(settings, folder)
+    if as_json:
+        print_json({"run_id": run_id, "stopped": stopped, "progress": progress})
+    else:
+        console.print(f"{run_id}: {'stopping' if stopped else 'was not running'} ({progress.state})")
+
+
+@command
+def report(
+    run_id: str | None = typer.Argument(None, help="The run; without it, the newest that has succeeded."),
+    rebuild: bool = typer.Option(False, "--rebuild", help="Make the report anew from the results."),
+    as_json: bool = JsonOption,
+) -> None:
+    """The path of a run's report: one HTML file that opens anywhere, without a network."""
+    from cluster.runs import RunState, list_runs, open_run
+
+    runs_dir = load_settings().runs_path
+    if run_id is None:
+        ended = [r.run_id for r in list_runs(runs_dir) if r.progress and r.progress.state == RunState.SUCCEEDED]
+        if not ended:
+            raise CommandError("no run has succeeded yet (desk jobs ls)")
+        run_id = ended[0]
+    folder = open_run(runs_dir, run_id)
+    if rebuild or not folder.report_file.exists():
+        words = [sys.executable, "-m", "jobs.report", "--run-dir", str(folder.path)]
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise CommandError(f"the report could not be made: {done.stderr.strip() or done.stdout.strip()}")
+    if as_json:
+        print_json({"run_id": run_id, "report": folder.report_file})
+    else:
+        sys.stdout.write(f"{folder.report_file}\n")
+
+
+def _run(spec: SweepSpec, run_id: str | None, detach: bool, as_json: bool, top: int = 10, kind: Any = "sweep") -> None:
+    """Check, lay out, submit, and (unless detached) follow a run to its leaderboard."""
+    from cluster.market_data import BarStore
+    from cluster.runs import RunState, prepare_run
+
+    settings = running_settings()
+    client = _ray_jobs(settings)
+    folder = prepare_run(settings.runs_path, BarStore(settings.bars_path), spec, run_id, kind)
+    if folder.progress().state is not RunState.SUCCEEDED:
+        entrypoint = folder.entrypoint(settings.bars_path)
+        client.resubmit(folder.run_id, entrypoint, {"kind": kind, "product": spec.product_id})
+    if detach:
+        if as_json:
+            print_json({"run_id": folder.run_id, "run_dir": folder.path})
+        else:
+            console.print(f"submitted {folder.run_id}: desk jobs show {folder.run_id}")
+        return
+    progress = _follow(settings, folder)
+    if progress.state is not RunState.SUCCEEDED:
+        detail = progress.error.message if progress.error else f"desk jobs logs {folder.run_id}"
+        raise CommandError(f"run {folder.run_id}: {progress.state}: {detail}", run_id=folder.run_id)
+    if as_json:
+        print_json({"run_id": folder.run_id, "summary": folder.summary(), "report": folder.report_file})
+        return
+    _print_leaderboard(folder, top)
+
+
+def _follow(settings: Settings, folder: RunFolder) -> RunProgress:
+    """A live progress bar on stderr until the run has ended; Ctrl-C leaves the run alone."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=errors) as bar:
+        task = bar.add_task(f"{folder.run_id}: starting", total=None)
+        asked_s = time.monotonic()
+        try:
+            while True:
+                progress = folder.progress()
+                # A driver that was killed says nothing; its job's status tells, asked now and then.
+                if time.monotonic() - asked_s > 2.0:
+                    progress, asked_s = _settled(settings, folder), time.monotonic()
+                description = f"{folder.run_id}: {progress.phase or progress.state.lower()}"
+                total = progress.total_sets or None
+                bar.update(task, completed=progress.done_sets, total=total, description=description)
+                if progress.state.ended:
+                    return progress
+                time.sleep(FOLLOW_INTERVAL_S)
+        except KeyboardInterrupt:
+            errors.print(f"the run goes on: desk jobs show {folder.run_id}; stop it: desk jobs stop {folder.run_id}")
+            raise
+
+
+def _settled(settings: Settings, folder: RunFolder) -> RunProgress:
+    """The run's progress, corrected where its job has ended without a word."""
+    from cluster.ray_jobs import RayJobsError
+    from cluster.runs import settle
+
+    progress = folder.progress()
+    if progress.state.ended:
+        return progress
+    try:
+        job = _ray_jobs(settings).find(folder.run_id)
+    except (RayJobsError, CommandError):
+        return progress
+    if job is None:
+        return settle(folder, "UNKNOWN")
+    return settle(folder, job.status) if job.status.ended else progress
+
+
+def _print_leaderboard(folder: RunFolder, top: int) -> None:
+    record, rows = folder.record(), folder.leaderboard(top)
+    shown = ("sharpe", "total_return", "cagr", "max_drawdown", "trades", "win_rate")
+    cells = [
+        [place, row["strategy"], _parameters(row["params"]), *(_metric(name, row[name]) for name in shown)]
+        for place, row in enumerate(rows, 1)
+    ]
+    marks = [mark for mark in (record.data_source, LOOK_AHEAD_MARK if record.look_ahead else "") if mark]
+    title = f"{record.product_id} {record.granularity}, {record.bar_count} bars, {', '.join(marks)}"
+    print_table(title, ["#>", "strategy", "parameters", *(f"{name}>" for name in shown)], cells)
+    if folder.summary_file.exists():
+        summary = folder.summary()
+        console.print(f"{record.set_count} parameter sets in {summary.get('wall_s', 0):.1f} s", highlight=False)
+    if folder.report_file.exists():
+        console.print("report: ", end="")
+        sys.stdout.write(f"{folder.report_file}\n")
+
+
+def _ray_jobs(settings: Settings) -> RayJobs:
+    from pydantic import SecretStr
+
+    from cluster.ray_jobs import RayJobs
+
+    token = ray_token(settings.state_dir)
+    address = settings.ray.address or f"127.0.0.1:{settings.ray.dashboard_port}"
+    return RayJobs(address, SecretStr(token) if token else None)
+
+
+def _period(product: str, granularity: str, start: str | None, end: str | None) -> dict[str, Any]:
+    return {"product_id": product, "granularity": granularity, "start": start, "end": end}
+
+
+def _costs(fee_bps: float, slippage_bps: float, fill: str, cash: float) -> dict[str, Any]:
+    return {"fee_bps": fee_bps, "slippage_bps": slippage_bps, "fill": fill, "initial_cash": cash}
+
+
+def _grids(texts: Sequence[str]) -> list[dict[str, Any]]:
+    grids: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        name, value = _assignment(text, "--grid")
+        strategy, dot, parameter = name.partition(".")
+        if not dot:
+            raise CommandError(f"--grid {text}: expected STRATEGY.PARAM=…", field="grid", value=text)
+        grids.setdefault(strategy, {})[parameter] = _axis(value, text)
+    return [{"strategy": strategy, "grid": grid} for strategy, grid in grids.items()]
+
+
+def _axis(text: str, option: str) -> Any:
+    if ":" not in text:
+        return [_number(part, f"--grid {option}") for part in text.split(",")]
+    parts = [_number(part, f"--grid {option}") for part in text.split(":")]
+    if len(parts) not in {2, 3}:
+        raise CommandError(f"--grid {option}: expected start:stop:step", field="grid", value=text)
+    return dict(zip(("start", "stop", "step"), [*parts, 1.0][:3], strict=True))
+
+
+def _assignment(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise CommandError(f"{option} {text}: expected name=value", field=option.strip("-"), value=text)
+    return name.strip(), value.strip()
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise CommandError(f"{option}: {text!r} is not a number", field=option, value=text, rule="a number") from None
+
+
+def _parameters(params: dict[str, float]) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in params.items())
+
+
+def _metric(name: str, value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    if name in {"total_return", "cagr", "max_drawdown", "win_rate"}:
+        return f"{value:.1%}"
+    return f"{value:.0f}" if name == "trades" else f"{value:.2f}"
+
+
+def _day(ts_ns: int) -> str:
+    return _moment(ts_ns)[:10]
+
+
+def _moment(ts_ns: int) -> str:
+    return dt.datetime.fromtimestamp(ts_ns / 1e9, dt.UTC).strftime("%Y-%m-%d %H:%M")
