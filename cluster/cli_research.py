@@ -101,7 +101,9 @@ def data_check(
         print_json(found)
     else:
         rows = [
-            [name, f.rule, _moment(f.start_ns), _moment(f.end_ns), f.count] for name, fs in found.items() for f in fs
+            [name, f.severity, f.rule, _moment(f.start_ns), _moment(f.end_ns), f.missing, f.detail]
+            for name, findings in found.items()
+            for f in findings
         ]
         title = f"{len(chosen)} series checked, {len(rows)} findings"
         print_table(title, ["series", "severity", "finding", "from", "to", "missing>", "detail"], rows)

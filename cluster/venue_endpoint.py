@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pydantic import SecretStr
 
+from conf.settings import Secrets, Settings
+
 COINBASE_HOST: Final = "api.coinbase.com"
 _COINBASE_DOMAIN: Final = "coinbase.com"
 
@@ -123,6 +125,20 @@ def simulator_endpoint(host_port: str, state_dir: Path, timeout_s: float = 5.0) 
         simulated=True,
         requests_per_s=1_000.0,
         public_requests_per_s=1_000.0,
+    )
+
+
+def configured_endpoint(settings: Settings, secrets: Secrets) -> VenueEndpoint:
+    """The venue of the settings, with our keys where there are any; raises ``EndpointError``."""
+    venue = settings.venue
+    if venue.kind == "simulator":
+        return simulator_endpoint(str(venue.host_port), settings.state_dir / "exchange", venue.timeout_s)
+    return VenueEndpoint(
+        host_port=venue.host_port or COINBASE_HOST,
+        key_name=secrets.coinbase_key_name.get_secret_value() if secrets.coinbase_key_name else None,
+        key_secret=secrets.coinbase_private_key,
+        timeout_s=venue.timeout_s,
+        requests_per_s=venue.requests_per_s,
     )
 
 

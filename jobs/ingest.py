@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import datetime as dt
+import json
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -232,3 +237,107 @@ def _passing_errors() -> tuple[type[Exception], ...]:
     from cluster.venue import VenueThrottled, VenueUnavailable
 
     return VenueThrottled, VenueUnavailable
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """``python -m jobs.ingest``, which ``desk ingest`` starts; 0, or 2 with one line on stderr."""
+    options = _parser().parse_args(words)
+    try:
+        report = _from_file(options) if options.file else _from_venue(options)
+    except _known_errors() as error:
+        if options.json:
+            print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(dataclasses.asdict(report), default=str))
+    else:
+        missing = sum(gap.missing for gap in report.gaps)
+        print(
+            f"{report.product_id} {report.granularity}: {report.fetched} fetched, {report.new} new, "
+            f"{report.updated} updated, {report.unchanged} unchanged; {len(report.gaps)} gaps ({missing} bars)"
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="desk ingest", description="Bring bars into the store.")
+    parser.add_argument("--product", help="for example BTC-USD; needed with the venue")
+    parser.add_argument(
+        "--granularity", choices=list(Granularity), help="bar length; from the venue ONE_HOUR if absent"
+    )
+    parser.add_argument(
+        "--start", type=_moment_ns, help="first moment, ISO 8601; from the venue 365 days back if absent"
+    )
+    parser.add_argument("--end", type=_moment_ns, help="end, exclusive; now if absent")
+    parser.add_argument("--file", type=Path, help="a file instead of the venue: Advanced Trade JSON, CSV or Lean zip")
+    parser.add_argument("--venue", choices=["simulator", "coinbase"], help="another venue than the configured one")
+    parser.add_argument("--replace", action="store_true", help="let a file's bars win over stored ones that differ")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def _moment_ns(text: str) -> int:
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a moment such as 2024-05-01 or 2024-05-01T12:00Z") from None
+    moment = moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
+    return int(moment.timestamp()) * NS_PER_S
+
+
+def _from_file(options: argparse.Namespace) -> WriteReport:
+    granularity = Granularity(options.granularity) if options.granularity else None
+    return ingest_file(_store(), options.file, options.product, granularity, replace=options.replace)
+
+
+def _from_venue(options: argparse.Namespace) -> WriteReport:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as ProgressBar
+
+    from cluster.venue import COINBASE_HOST, Venue
+    from cluster.venue_endpoint import configured_endpoint
+    from conf.settings import load_secrets, load_settings
+
+    if not options.product:
+        raise IngestError("product", "", "a product such as BTC-USD (--product)")
+    settings = load_settings()
+    kind = options.venue or settings.venue.kind
+    if kind != settings.venue.kind:
+        host_port = COINBASE_HOST if kind == "coinbase" else None
+        settings = settings.model_copy(
+            update={"venue": settings.venue.model_copy(update={"kind": kind, "host_port": host_port})}
+        )
+    start_ns = options.start if options.start is not None else time.time_ns() - 365 * 86_400 * NS_PER_S
+    granularity = Granularity(options.granularity or Granularity.ONE_HOUR)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with ProgressBar(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"{options.product} {granularity}", total=None)
+
+        def tell(done: int, total: int, description: str) -> None:
+            bar.update(task, completed=done, total=total, description=description)
+
+        venue = Venue(configured_endpoint(settings, load_secrets(settings)))
+        try:
+            return ingest_venue(venue, _store(), options.product, granularity, start_ns, options.end, tell)
+        finally:
+            venue.close()
+
+
+def _store() -> BarStore:
+    from conf.settings import load_settings
+
+    return BarStore(load_settings().bars_path)
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    from cluster.venue import VenueError
+    from conf.settings import SettingsError
+
+    return (MarketDataError, VenueError, SettingsError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

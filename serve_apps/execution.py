@@ -20,7 +20,6 @@ from ray import serve
 from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, OutboxEntry, StaleEpoch, limit_fields
 from cluster.venue import (
     Venue,
-    VenueEndpoint,
     VenueError,
     VenueOrder,
     VenueRejected,
@@ -28,10 +27,10 @@ from cluster.venue import (
     VenueUnauthorised,
     VenueUnavailable,
     VenueUnknown,
-    simulator_endpoint,
 )
+from cluster.venue_endpoint import configured_endpoint
 from conf.limits import AccountLimits, load_limits
-from conf.settings import ExecutionSettings, Secrets, Settings, load_secrets, load_settings
+from conf.settings import ExecutionSettings, load_secrets, load_settings
 from strategies.model import (
     NS_PER_S,
     TERMINAL,
@@ -55,20 +54,6 @@ FILL_OVERLAP_NS: Final = 120 * NS_PER_S
 CLOCK_MARGIN_NS: Final = 60 * NS_PER_S
 
 logger = logging.getLogger("ray.serve")
-
-
-def venue_endpoint(settings: Settings, secrets: Secrets) -> VenueEndpoint:
-    """Where orders go, from the settings and the secrets; raises ``EndpointError``."""
-    venue = settings.venue
-    if venue.kind == "simulator":
-        return simulator_endpoint(str(venue.host_port), settings.state_dir / "exchange", venue.timeout_s)
-    return VenueEndpoint(
-        host_port=venue.host_port or "api.coinbase.com",
-        key_name=secrets.coinbase_key_name.get_secret_value() if secrets.coinbase_key_name else None,
-        key_secret=secrets.coinbase_private_key,
-        timeout_s=venue.timeout_s,
-        requests_per_s=venue.requests_per_s,
-    )
 
 
 class Execution:
@@ -357,7 +342,7 @@ class ExecutionService:
 
         def make() -> Execution:
             # The simulator's key may come after us, so the venue is made anew with each attempt.
-            venue = Venue(venue_endpoint(settings, secrets))
+            venue = Venue(configured_endpoint(settings, secrets))
             return Execution(self._ledger, venue, accounts[account], settings.execution)
 
         self._task: asyncio.Task[Any] | None = None
