@@ -7,14 +7,14 @@ the last bit. Memory: ``run_block`` needs O(n + m) for n bars and m parameter se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strategies import kernel
 from strategies.base import SpecError, Strategy, parameter_table
-from strategies.compiled import compiled
+from strategies.compiled import compiled, forget_stale, read_only
 from strategies.metrics import METRICS, NS_PER_YEAR, metrics_of
 from strategies.model import Bars, Float64Array, Granularity, Int64Array
 from strategies.registry import STRATEGIES, get
@@ -106,7 +106,7 @@ def run(spec: BacktestSpec, bars: Bars) -> Result:
     _check_belongs(spec, bars)
     series = _series(bars)
     strategy = get(spec.strategy)
-    target = strategy.targets(_read_only(spec.parameters().vector()), *series.prices_and_volume)
+    target = strategy.targets(read_only(spec.parameters().vector()), *series.prices_and_volume)
     trace = kernel.new_trace(len(bars))
     outcome = _account(strategy, target, series, spec.costs, trace)
     fills = np.empty(outcome.fills, dtype=FILL_DTYPE)
@@ -142,6 +142,7 @@ def targets_of(strategy: Strategy, vector: Float64Array, bars: Bars) -> Float64A
 
 def warm() -> None:
     """Compile, or load from the cache, everything a backtest calls: afterwards a new process compiles nothing."""
+    forget_stale()
     price = np.linspace(100.0, 101.0, 3)
     ts_ns = np.arange(3, dtype=np.int64) * Granularity.ONE_DAY.ns
     bars = Bars("WARM-UP", Granularity.ONE_DAY, ts_ns, price, price, price, price, price)
@@ -181,7 +182,7 @@ def _series(bars: Bars) -> _Series:
         if array.dtype != wanted or array.shape != (length,):
             raise BarsError(name, None, f"{array.dtype}{array.shape}", f"{wanted}({length},)")
     for name, array in named.items():
-        fault = _first_unusable(_read_only(array), name != "volume")
+        fault = _first_unusable(read_only(array), name != "volume")
         if fault >= 0:
             raise BarsError(
                 name,
@@ -189,36 +190,37 @@ def _series(bars: Bars) -> _Series:
                 float(array[fault]),
                 "a finite number above 0" if name != "volume" else "a finite number, 0 or more",
             )
-    late = _first_not_later(_read_only(bars.ts_ns))
+    late = _first_not_later(read_only(bars.ts_ns))
     if late >= 0:
         raise BarsError("ts_ns", late, int(bars.ts_ns[late]), "later than the bar before")
     years = (int(bars.ts_ns[-1]) - int(bars.ts_ns[0])) / NS_PER_YEAR
-    views = [_read_only(array) for array in named.values()]
+    views = [read_only(array) for array in named.values()]
     return _Series((views[0], views[1], views[2], views[3], views[4]), years)
 
 
 @compiled
 def _first_unusable(values: Float64Array, above_zero: bool) -> int:
+    # Counting has no exit from the loop, so it runs eight values at a time; the search is for the rare fault.
+    usable = 0
     for i in range(values.size):
-        value = values[i]
-        if not (0.0 < value < np.inf or (value == 0.0 and not above_zero)):
-            return i
+        usable += (values[i] >= 0.0) & (values[i] < np.inf) & ((values[i] > 0.0) | (not above_zero))
+    if usable < values.size:
+        for i in range(values.size):
+            if not (0.0 <= values[i] < np.inf) or (values[i] == 0.0 and above_zero):
+                return i
     return -1
 
 
 @compiled
 def _first_not_later(ts_ns: Int64Array) -> int:
+    later = 0
     for i in range(1, ts_ns.size):
-        if ts_ns[i] <= ts_ns[i - 1]:
-            return i
+        later += ts_ns[i] > ts_ns[i - 1]
+    if later < ts_ns.size - 1:
+        for i in range(1, ts_ns.size):
+            if ts_ns[i] <= ts_ns[i - 1]:
+                return i
     return -1
-
-
-def _read_only(array: NDArray[np.generic]) -> Any:
-    """A contiguous read-only view: what Ray's object store hands out, so that one compiled signature serves all."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
 
 
 def _checked_matrix(strategy: Strategy, matrix: Float64Array) -> Float64Array:
@@ -239,8 +241,7 @@ def _checked_matrix(strategy: Strategy, matrix: Float64Array) -> Float64Array:
         row = int(np.argmin(kept))
         rules = " and ".join(f"{lesser} < {greater}" for lesser, greater in strategy.params.BELOW)
         raise SpecError(f"matrix[{row}]", values[row].tolist(), rules)
-    checked: Float64Array = _read_only(values)
-    return checked
+    return read_only(values)
 
 
 def _check_belongs(spec: BacktestSpec, bars: Bars) -> None:

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import shutil
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import numba
+import numpy as np
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.misc.appdirs import AppDirs
+from numpy.typing import NDArray
 
 FLOOR = Path(__file__).resolve().parent
+FOLDER_PREFIX = "compiled-"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -70,8 +74,30 @@ def cache_statistics(function: Callable[..., Any]) -> tuple[int, int]:
     return sum(statistics.cache_hits.values()), sum(statistics.cache_misses.values())
 
 
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A contiguous read-only view of ``array`` (a copy only where it has gaps).
+
+    Arrays from Ray's object store are read-only, which is a type of its own to numba: with every array passed like
+    this one compiled signature serves all callers.
+    """
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def forget_stale() -> None:
+    """Remove what earlier states of this floor left beside its sources.
+
+    A folder that others share (``NUMBA_CACHE_DIR``) is not touched: an older version may still run from there.
+    """
+    for folder in (FLOOR / "__pycache__").glob(f"{FOLDER_PREFIX}*"):
+        if folder.name != f"{FOLDER_PREFIX}{_floor_hash()[:16]}":
+            shutil.rmtree(folder, ignore_errors=True)  # two processes may clean up at the same time
+
+
 @functools.cache
 def _floor_hash() -> str:
+    """Of names and contents of all source files; line ends and all, as the interpreter read them."""
     digest = hashlib.sha256()
     for path in sorted(FLOOR.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -97,9 +123,8 @@ class _FloorCacheLocator(_CacheLocator):
     @classmethod
     def from_function(cls, py_func: types.FunctionType, py_file: str) -> _FloorCacheLocator | None:
         """None where no folder can be written; numba then raises, naming the function."""
-        digest = hashlib.sha256((py_func.__module__ + _floor_hash()).encode()).hexdigest()[:16]
         for base in _cache_folders(Path(py_file)):
-            locator = cls(py_func.__code__.co_firstlineno, base / f"strategies_{digest}")
+            locator = cls(py_func.__code__.co_firstlineno, base / f"{FOLDER_PREFIX}{_floor_hash()[:16]}")
             try:
                 cast(Any, locator).ensure_cache_path()
             except OSError:

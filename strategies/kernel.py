@@ -27,14 +27,12 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from strategies.compiled import compiled
-from strategies.metrics import Tallies
+from strategies.metrics import EQUAL_WITHIN, Tallies, drawdown, max_drawdown_bars
 from strategies.model import Float64Array, Int64Array
 
 OK: Final = 0
 TARGET_OUT_OF_RANGE: Final = 1
 EQUITY_OVERFLOW: Final = 2
-
-BREAK_EVEN_WITHIN: Final = 1e-12
 
 
 class Terms(NamedTuple):
@@ -202,7 +200,7 @@ def _close_out(book: Book, price: float) -> tuple[Book, Execution]:
 @compiled
 def _end_trade(book: Book, result: float) -> Book:
     """Count a round trip that earned ``result`` on the stake."""
-    tolerance = BREAK_EVEN_WITHIN * book.stake
+    tolerance = EQUAL_WITHIN * book.stake
     won = result > tolerance
     lost = result < -tolerance
     return Book(
@@ -240,11 +238,12 @@ def _observe(course: Course, equity: float, i: int) -> Course:
         squared_deviations += difference * (change - mean)
         loss = min(change, 0.0)
         squared_losses += loss * loss
-    if equity >= course.peak:
-        bars = i - course.peak_bar if course.is_deepest else course.deepest_bars
-        return Course(equity, mean, squared_deviations, squared_losses, equity, i, course.deepest, bars, False)
-    drawdown = 1.0 - equity / course.peak
-    deeper = drawdown > course.deepest
+    if equity >= course.peak * (1.0 - EQUAL_WITHIN):
+        bars = max_drawdown_bars(course.peak_bar, i) if course.is_deepest else course.deepest_bars
+        peak = max(equity, course.peak)
+        return Course(equity, mean, squared_deviations, squared_losses, peak, i, course.deepest, bars, False)
+    depth = drawdown(equity, course.peak)
+    deeper = depth > course.deepest + EQUAL_WITHIN
     return Course(
         equity,
         mean,
@@ -252,7 +251,7 @@ def _observe(course: Course, equity: float, i: int) -> Course:
         squared_losses,
         course.peak,
         course.peak_bar,
-        drawdown if deeper else course.deepest,
+        depth if deeper else course.deepest,
         course.deepest_bars,
         course.is_deepest or deeper,
     )
@@ -260,8 +259,8 @@ def _observe(course: Course, equity: float, i: int) -> Course:
 
 @compiled
 def _tally(book: Book, course: Course, bars: int, bars_held: int, initial_cash: float) -> Tallies:
-    """The deepest drawdown lasts from its peak to the bar that reaches it again, or to the last bar."""
-    drawdown_bars = bars - 1 - course.peak_bar if course.is_deepest else course.deepest_bars
+    """A deepest drawdown still open lasts to the last bar."""
+    drawdown_bars = max_drawdown_bars(course.peak_bar, bars - 1) if course.is_deepest else course.deepest_bars
     return Tallies(
         bars,
         initial_cash,

@@ -35,6 +35,8 @@ NS_PER_YEAR: Final = 365.25 * 86_400 * 1e9
 
 # A return is 1 + r - 1, so it carries a rounding error of some 2e-16: a deviation below this is noise, not risk.
 NO_DEVIATION: Final = 1e-14
+# Equities closer than this, relative to each other, are equal: falls and trade results within it are noise as well.
+EQUAL_WITHIN: Final = 1e-12
 
 
 class Tallies(NamedTuple):
@@ -140,7 +142,25 @@ def calmar(growth: float, deepest_drawdown: float) -> float:
 
     Source: T. W. Young, "Calmar Ratio: A Smoother Tool", Futures, 1991 (there over 36 months). NaN without drawdown.
     """
-    return growth / deepest_drawdown if deepest_drawdown > NO_DEVIATION else math.nan
+    return growth / deepest_drawdown if deepest_drawdown > 0.0 else math.nan
+
+
+@compiled
+def drawdown(equity: float, peak: float) -> float:
+    """``1 - equity / peak``, the peak being the highest equity so far, at least the initial cash.
+
+    ``max_drawdown`` is the largest over all bars (0 where none exceeds 1e-12; the first of those equal within 1e-12).
+    """
+    return 1.0 - equity / peak
+
+
+@compiled
+def max_drawdown_bars(peak_bar: int, end_bar: int) -> int:
+    """Length of the deepest drawdown in bars: from its peak to the bar that reaches it again, or to the last bar.
+
+    The peak is the last bar before the fall that stands at it; the initial cash as the peak counts as bar 0.
+    """
+    return end_bar - peak_bar
 
 
 @compiled
@@ -165,6 +185,7 @@ def win_rate(wins: int, trades: int) -> float:
     A trade is a round trip: a position from flat, or from a reversal, until flat or reversed again, however often its
     size changed. A position still open at the end is not a trade yet. Its result is the equity after closing costs
     less the equity before opening costs; within 1e-12 of the latter it is break-even: not a win, not a loss.
+    ``trades`` is the number of such round trips.
     """
     return wins / trades if trades > 0 else math.nan
 
