@@ -15,7 +15,7 @@ from strategies.model import NS_PER_S, Bars, Granularity, Int64Array
 
 BARS_PER_FILE_MAX: Final = 5_000_000
 LINE_BYTES_MAX: Final = 64 * 1024
-BATCH_ROWS: Final = 4096
+CHUNK_BYTES: Final = 1024**2
 UTF8_BOM: Final = b"\xef\xbb\xbf"
 DIGITS: Final = re.compile(r"[0-9]+")
 _NUMBER_CHARACTERS: Final = re.compile(r"[0-9+\-.eE]+")
@@ -49,11 +49,11 @@ class Columns:
             self._values[name].extend(self._numbers(name, texts[name]))
         self._ts_ns.extend(ts_ns)
 
-    def _numbers(self, name: str, texts: Sequence[str]) -> list[float]:
+    def _numbers(self, name: str, texts: Sequence[str]) -> array[float]:
         # float() would also take "nan", "1_000" and digits of other scripts: look at the characters first.
         if _NUMBER_CHARACTERS.fullmatch("".join(texts)):
             try:
-                return [float(text) for text in texts]
+                return array("d", map(float, texts))
             except ValueError:
                 pass
         for index, text in enumerate(texts):
@@ -64,7 +64,7 @@ class Columns:
             except ValueError:
                 pass
             raise DataError(self.path, self.row + index, f"{name} as a decimal number", text)
-        return []
+        raise AssertionError("every number was fine after all")
 
     @property
     def ts_ns(self) -> Int64Array:
@@ -95,19 +95,47 @@ class Columns:
         return Bars(product_id, granularity, self.ts_ns, *(np.frombuffer(self._values[name]) for name in VALUES))
 
 
-def lines(path: Path, handle: IO[bytes]) -> Iterator[str]:
-    """The lines of a UTF-8 text (a byte order mark is left out) without their ends; raises ``DataError``."""
-    number = 0
-    while line := handle.readline(LINE_BYTES_MAX + 1):
-        number += 1
-        if len(line) > LINE_BYTES_MAX:
-            raise DataError(path, number, f"a line of at most {LINE_BYTES_MAX} bytes", line[:60])
-        if number == 1:
-            line = line.removeprefix(UTF8_BOM)
-        try:
-            yield line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(path, number, "text in UTF-8", error) from error
+def line_batches(path: Path, handle: IO[bytes]) -> Iterator[list[str]]:
+    """The lines of a UTF-8 text (without byte order mark, without their ends), about a megabyte at a time.
+
+    An empty line may only stand at the end, where it is left out. Raises ``DataError``.
+    """
+    number, pending, blank = 1, handle.read(len(UTF8_BOM)).removeprefix(UTF8_BOM), 0
+    while True:
+        chunk = handle.read(CHUNK_BYTES)
+        cut = (pending + chunk).rfind(b"\n") + 1 if chunk else len(pending)
+        text, pending = (pending + chunk)[:cut], (pending + chunk)[cut:]
+        if len(pending) > LINE_BYTES_MAX:
+            raise _too_long(path, number + text.count(b"\n"), pending)
+        lines = _decoded(path, number, text)
+        while lines and not lines[-1]:
+            lines.pop()
+        if "" in lines or (lines and blank):
+            raise DataError(path, blank or number + lines.index(""), "no empty line between others", "an empty line")
+        if text.count(b"\n") > len(lines):
+            blank = blank or number + len(lines)
+        number += text.count(b"\n")
+        if lines:
+            yield lines
+        if not chunk:
+            return
+
+
+def _decoded(path: Path, number: int, text: bytes) -> list[str]:
+    """The lines in ``text``, the first of which is line ``number``."""
+    try:
+        lines = text.decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        row = number + text.count(b"\n", 0, error.start)
+        raise DataError(path, row, "text in UTF-8", error) from error
+    if max(map(len, lines)) > LINE_BYTES_MAX:
+        index = next(index for index, line in enumerate(lines) if len(line) > LINE_BYTES_MAX)
+        raise _too_long(path, number + index, lines[index].encode())
+    return [line.removesuffix("\r") for line in lines] if b"\r" in text else lines
+
+
+def _too_long(path: Path, number: int, line: bytes) -> DataError:
+    return DataError(path, number, f"a line of at most {LINE_BYTES_MAX} bytes", line[:60])
 
 
 def common_spacing(ts_ns: Int64Array, path: Path) -> Granularity:

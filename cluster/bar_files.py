@@ -9,33 +9,33 @@ from __future__ import annotations
 import csv
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from itertools import islice, pairwise
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import msgspec
 import numpy as np
 
 from cluster.bar_checks import PRODUCT_ID, VALUES, DataError, require_product_id, require_valid
 from cluster.bar_columns import (
-    BATCH_ROWS,
+    CHUNK_BYTES,
     DIGITS,
     LINE_BYTES_MAX,
     QUOTES,
     UTF8_BOM,
     Columns,
     common_spacing,
-    lines,
+    line_batches,
 )
 from cluster.lean_zip import read_lean_zip
 from strategies.model import NS_PER_S, Bars, Granularity
 
 FILE_BYTES_MAX: Final = 2 * 1024**3
 
-_CHUNK_BYTES: Final = 1024**2
 # Fewer bars than this may all lie apart by chance; more of them without one neighbour have another granularity.
 _BARS_TO_JUDGE_SPACING: Final = 10
 
@@ -150,7 +150,7 @@ def _read_json(path: Path) -> Columns:
     """Candles are flat objects of numbers in quotes, so the text can be cut behind any closing brace."""
     columns = Columns(path, first_row=1)
     with path.open("rb") as handle:
-        pending = handle.read(_CHUNK_BYTES)
+        pending = handle.read(CHUNK_BYTES)
         head = _JSON_HEAD.match(pending)
         if head is None:
             raise DataError(path, None, _JSON_SHAPE, pending[:60])
@@ -161,12 +161,12 @@ def _read_json(path: Path) -> Columns:
             pending = pending[cut:]
             if len(pending) > LINE_BYTES_MAX:
                 raise DataError(path, columns.row, f"a candle of at most {LINE_BYTES_MAX} bytes", pending[:60])
-            chunk = handle.read(_CHUNK_BYTES)
+            chunk = handle.read(CHUNK_BYTES)
             if not chunk:
                 raise DataError(path, columns.row, f"{_JSON_SHAPE} to its end", pending[-60:])
             pending += chunk
         _add_candles(columns, pending[:end])
-        tail = pending[end:] + handle.read(_CHUNK_BYTES)
+        tail = pending[end:] + handle.read(CHUNK_BYTES)
         if not _JSON_TAIL.fullmatch(tail) or handle.read(1):
             raise DataError(path, None, "nothing behind the candles", tail[:60])
     return columns
@@ -216,6 +216,7 @@ def _broken_candle(columns: Columns, text: bytes, reason: str) -> DataError:
 
 _TIME_COLUMNS: Final = ("ts_ns", "start", "timestamp", "time", "date")
 _UNIX_TIME: Final = re.compile(r"([0-9]{1,19})(?:\.0*)?")
+_UNIX_DIGITS_MAX: Final = 19
 # A UNIX time below the bound counts in units of so many nanoseconds.
 _UNIX_UNITS_NS: Final = ((10**11, NS_PER_S), (10**14, 10**6), (10**17, 10**3), (10**19, 1))
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -223,44 +224,44 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 def _read_csv(path: Path) -> Columns:
     columns = Columns(path, first_row=2)
+    header: list[str] = []
+    at: dict[str, int] = {}
+    read_times: Callable[[Columns, Sequence[str]], list[int]] | None = None
     with path.open("rb") as handle:
-        records = _records(path, handle)
-        header = next(records, [])
-        at = _positions(path, header)
-        time_name = next(name for name in _TIME_COLUMNS if name in at)
-        unit_ns: int | None = None
-        while batch := list(islice(records, BATCH_ROWS)):
-            for index, record in enumerate(batch):
-                if len(record) != len(header):
-                    raise DataError(path, columns.row + index, f"{len(header)} fields as in the header", len(record))
-            texts = [record[at[time_name]].strip() for record in batch]
-            if unit_ns is None:
-                unit_ns = _time_unit_ns(time_name, texts[0])
-            ts_ns = [_csv_time(columns, index, text, unit_ns) for index, text in enumerate(texts)]
-            columns.add(ts_ns, {name: [record[at[name]].strip() for record in batch] for name in VALUES})
+        for lines in line_batches(path, handle):
+            if not header:
+                header = _fields(path, 1, lines.pop(0))
+                at = _positions(path, header)
+            if not lines:
+                continue
+            fields = _columns(columns, lines, len(header))
+            texts = fields[next(at[name] for name in _TIME_COLUMNS if name in at)]
+            if read_times is None:
+                read_times = _time_reader("ts_ns" in at, texts[0])
+            columns.add(read_times(columns, texts), {name: fields[at[name]] for name in VALUES})
+    if not header:
+        raise DataError(path, 1, "a header", "an empty line")
     return columns
 
 
-def _records(path: Path, handle: IO[bytes]) -> Iterator[list[str]]:
-    """The file's records, one a line; empty lines only at the end."""
-    reader = csv.reader(lines(path, handle), strict=True)
-    number = 0
-    ended = False
-    while True:
-        number += 1
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(path, number, "comma-separated fields", error) from error
-        if reader.line_num != number:
-            raise DataError(path, number, "a record on one line", "a field over several lines")
-        if ended and record:
-            raise DataError(path, number - 1, "no empty line between bars", "an empty line")
-        ended = not record
-        if record:
-            yield record
+def _columns(columns: Columns, lines: Sequence[str], width: int) -> list[Sequence[str]]:
+    """The lines' fields, column by column."""
+    records = [
+        line.split(",") if '"' not in line and ", " not in line else _fields(columns.path, columns.row + index, line)
+        for index, line in enumerate(lines)
+    ]
+    if set(map(len, records)) != {width}:
+        index = next(index for index, record in enumerate(records) if len(record) != width)
+        raise DataError(columns.path, columns.row + index, f"{width} fields as in the header", len(records[index]))
+    return list(zip(*records, strict=True))
+
+
+def _fields(path: Path, number: int, line: str) -> list[str]:
+    """One line's fields, perhaps quoted; a quoted field ends on its line."""
+    try:
+        return next(csv.reader([line], strict=True, skipinitialspace=True))
+    except csv.Error as error:
+        raise DataError(path, number, "comma-separated fields", error) from error
 
 
 def _positions(path: Path, header: Sequence[str]) -> dict[str, int]:
@@ -278,23 +279,34 @@ def _positions(path: Path, header: Sequence[str]) -> dict[str, int]:
     return {name: names.index(name) for name in (*VALUES, *times)}
 
 
-def _time_unit_ns(time_name: str, first: str) -> int:
-    """Nanoseconds per unit of the column, judged by its first value; 0 for ISO 8601."""
-    if time_name == "ts_ns":
-        return 1
+def _time_reader(nanoseconds: bool, first: str) -> Callable[[Columns, Sequence[str]], list[int]]:
+    """The function that reads the time column, in the unit that its name or its first value tells."""
     match = _UNIX_TIME.fullmatch(first)
-    return 0 if match is None else next(unit for bound, unit in _UNIX_UNITS_NS if int(match[1]) < bound)
+    if match is None and not nanoseconds:
+        return _iso_times
+    unit_ns = 1 if nanoseconds or match is None else next(ns for bound, ns in _UNIX_UNITS_NS if int(match[1]) < bound)
+    return partial(_unix_times, unit_ns=unit_ns)
 
 
-def _csv_time(columns: Columns, index: int, text: str, unit_ns: int) -> int:
-    if unit_ns:
+def _unix_times(columns: Columns, texts: Sequence[str], unit_ns: int) -> list[int]:
+    if DIGITS.fullmatch("".join(texts)) and min(map(len, texts)) > 0 and max(map(len, texts)) <= _UNIX_DIGITS_MAX:
+        return [int(text) * unit_ns for text in texts]
+    times = []
+    for index, text in enumerate(texts):
         match = _UNIX_TIME.fullmatch(text)
         if match is None:
             raise DataError(columns.path, columns.row + index, "a UNIX time in the unit of the first row", text)
-        return int(match[1]) * unit_ns
-    try:
-        moment = datetime.fromisoformat(text)
-        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-        return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
-    except (ValueError, OverflowError) as error:
-        raise DataError(columns.path, columns.row + index, "a time in ISO 8601", text) from error
+        times.append(int(match[1]) * unit_ns)
+    return times
+
+
+def _iso_times(columns: Columns, texts: Sequence[str]) -> list[int]:
+    times = []
+    for index, text in enumerate(texts):
+        try:
+            moment = datetime.fromisoformat(text)
+            moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+            times.append((moment - _EPOCH) // timedelta(microseconds=1) * 1000)
+        except (ValueError, OverflowError) as error:
+            raise DataError(columns.path, columns.row + index, "a time in ISO 8601", text) from error
+    return times

@@ -11,14 +11,13 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
 
 from cluster.bar_checks import VALUES, DataError, require_valid
-from cluster.bar_columns import BATCH_ROWS, DIGITS, QUOTES, Columns, common_spacing, lines
+from cluster.bar_columns import DIGITS, QUOTES, Columns, common_spacing, line_batches
 from strategies.model import NS_PER_S, Bars, Granularity
 
 ZIP_BYTES_MAX: Final = 16 * 1024**2
@@ -131,8 +130,8 @@ def _product_id(path: Path, lean_symbol: str, given: str | None) -> str:
 
 def _add_lines(columns: Columns, handle: IO[bytes], day: str | None) -> None:
     midnight_ns = 0 if day is None else _day_ns(columns.path, day)
-    rest = lines(columns.path, handle)
-    while batch := [line.split(",") for line in islice(rest, BATCH_ROWS)]:
+    for lines in line_batches(columns.path, handle):
+        batch = [line.split(",") for line in lines]
         ts_ns = []
         for index, fields in enumerate(batch):
             row = columns.row + index
