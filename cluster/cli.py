@@ -75,6 +75,18 @@ def status(as_json: bool = JsonOption) -> None:
         raise typer.Exit(FAILED)
 
 
+@app.command("demo")
+@command
+def demo(
+    leave: bool = typer.Option(False, "--exit", help="End by itself instead of staying up until Ctrl-C."),
+    venue: str | None = typer.Option(None, "--venue", help="coinbase: real public candles; orders stay simulated."),
+) -> None:
+    """The whole desk once: up, ingest, a sweep as a Ray job, orders through risk and execution."""
+    from cluster.demo import run
+
+    run(stay=not leave, venue=venue)
+
+
 def urls(settings: Settings) -> dict[str, str]:
     """Where a person finds the parts of the running desk."""
     return {

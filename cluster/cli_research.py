@@ -106,6 +106,9 @@ def data_check(
             for f in findings
         ]
         title = f"{len(chosen)} series checked, {len(rows)} findings"
+        if not rows:
+            console.print(title)
+            return
         print_table(title, ["series", "severity", "finding", "from", "to", "missing>", "detail"], rows)
     if any(finding.severity == "error" for findings in found.values() for finding in findings):
         raise typer.Exit(FAILED)

@@ -24,8 +24,10 @@ R = TypeVar("R")
 BAD_INPUT: Final = 2
 FAILED: Final = 1
 
-console = Console(soft_wrap=False)
-errors = Console(stderr=True)
+# Without a terminal nobody said how wide a line may be: wide enough for a leaderboard then.
+_PIPED_WIDTH: Final = 160
+console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+errors = Console(stderr=True, width=None if sys.stderr.isatty() else _PIPED_WIDTH)
 
 JsonOption = typer.Option(False, "--json", help="Print one JSON document instead of a table.")
 
@@ -77,6 +79,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     table = Table(title=title or None, caption=caption or None, title_justify="left", header_style="bold")
     for name in columns:
         table.add_column(name.removesuffix(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
+    if table.columns:
+        table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(*("" if cell is None else _escape(str(cell)) for cell in row))
     console.print(table)
