@@ -1,0 +1,315 @@
+"""A sweep as a Ray job: ``python -m jobs.sweep --run-dir DIR --bars-dir DIR`` computes the run laid out in DIR.
+
+Starting and going on are the same: the specification and the bars are checked, the blocks whose parts are in place are
+counted as done, the others are computed, then the table, the summary and the report are written. Exit status: 0 done,
+1 failed, 2 refused before Ray was joined, 3 another driver is at work, 128 + signal stopped. What went wrong is in
+DIR/progress.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from cluster.market_data import BarStore, MarketDataError
+from cluster.runs import (
+    Progress,
+    RunBusy,
+    RunConflict,
+    RunFailure,
+    RunFolder,
+    RunRecord,
+    RunState,
+    code_identity,
+    describe_run,
+    failure_of,
+    read_bars,
+    spec_hash,
+)
+from jobs import blocks, results
+from strategies.backtest import SweepSpec, run_block
+from strategies.model import Bars
+
+DONE: Final = 0
+FAILED: Final = 1
+REFUSED: Final = 2
+BUSY: Final = 3
+
+PROGRESS_INTERVAL_S: Final = 0.2
+# Enough bars to compile or load every kernel, few enough to cost nothing.
+WARM_UP_BARS: Final = 32
+# A worker costs two seconds of a core before its first block (Ray, Tune and kernels to load), so another one must have
+# at least this much to do. Measured on two cores: 970 sets of 20,000 bars are done a third sooner by one than by two.
+WORKER_SECONDS_MIN: Final = 2.0
+SAMPLE_SETS: Final = 4
+SAMPLE_SECONDS_MAX: Final = 0.1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Drive one run; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.sweep", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder, with spec.json in it")
+    parser.add_argument("--bars-dir", type=Path, required=True, help="root of the bar store")
+    options = parser.parse_args(arguments)
+    # Workers may have another current folder.
+    folder = RunFolder(options.run_dir.resolve())
+    if not folder.spec_file.is_file():
+        return _say(f"--run-dir: {folder.path} has no spec.json", REFUSED)
+    try:
+        with folder.driving():
+            return drive(folder, BarStore(options.bars_dir.resolve()))
+    except RunBusy as error:
+        return _say(str(error), BUSY)
+
+
+def drive(folder: RunFolder, store: BarStore) -> int:
+    """Check and compute the run in ``folder``, whose only driver we are; returns the exit status."""
+    state = Reporter(folder)
+    stop_on_signals(state)
+    try:
+        run = check(folder, store, state)
+    except (ValueError, MarketDataError, OSError) as error:
+        # The typed errors of specification, bars and folder are of these kinds: the user's to mend, so no trace.
+        state.failed(failure_of(error))
+        return _say(f"refused: {error}", REFUSED)
+    if run is None:
+        return _say(f"{folder.run_id} has already succeeded; nothing to do", DONE)
+    try:
+        compute(run, state)
+    except Exception as error:
+        # The edge of the job: whatever it was, the run must not stay RUNNING.
+        logging.getLogger(__name__).exception("run %s failed", folder.run_id)
+        state.failed(failure_of(error))
+        return FAILED
+    return DONE
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that passed its checks."""
+
+    folder: RunFolder
+    spec: SweepSpec
+    record: RunRecord
+    bars: Bars
+    sets: results.ParameterSets
+
+
+def check(folder: RunFolder, store: BarStore, state: Reporter) -> Run | None:
+    """Everything that can be known to be wrong before Ray is joined; None where the run has already succeeded.
+
+    Raises ``SpecError``, ``DataError``, ``MissingData``, or ``RunError`` where the specification or the bars are not
+    those the run began with.
+    """
+    state.phase("checking")
+    spec = folder.spec()
+    if folder.run_file.is_file():
+        record = folder.record()
+        _require("spec.json", spec_hash(spec), record.spec_hash, "specification")
+        # Bars that came in since then are no reason to spoil a run that is over.
+        if _succeeded(folder):
+            return None
+        bars = read_bars(store, spec)
+        _require("data_hash", store.data_hash(bars), record.data_hash, "bars")
+    else:
+        bars = read_bars(store, spec)
+        record = describe_run(folder.run_id, store, spec, "sweep", time.time_ns())
+    # What counts is the code that computes, and that may be another machine's than the one that laid out the folder.
+    record = record.model_copy(update=code_identity())
+    folder.write_record(record)
+    folder.parts_dir.mkdir(exist_ok=True)
+    state.begin(record.set_count)
+    return Run(folder, spec, record, bars, spec.parameter_sets())
+
+
+def compute(run: Run, state: Reporter) -> None:
+    """Compute what is missing, then write what the run is for."""
+    state.phase("connecting")
+    cpus = blocks.connect()
+    stop_on_signals(state)  # joining Ray has set its own handler
+    state.phase("planning")
+    set_cost_s = measure(run)
+    if not run.record.blocks:
+        plan = results.plan_blocks(run.sets, set_cost_s, _workers(run, set_cost_s, cpus))
+        run = Run(run.folder, run.spec, run.record.model_copy(update={"blocks": plan}), run.bars, run.sets)
+        run.folder.write_record(run.record)
+    finished = results.finished_blocks(run.folder, run.record)
+    state.resumed(sum(_size(run, index) for index in finished))
+    missing = [index for index in range(len(run.record.blocks)) if index not in finished]
+    state.phase("computing")
+    if not missing:
+        finish(run, state)
+        return
+    from jobs.trials import run_blocks
+
+    work = blocks.Work(
+        run.folder, results.Identity.of(run.record), run.record.blocks, run.sets, run.bars, run.spec.costs
+    )
+    run_blocks(
+        work,
+        missing,
+        _workers(run, set_cost_s, cpus),
+        on_block=lambda index, seconds: state.block(index, _size(run, index), seconds),
+        on_last=lambda: finish(run, state),
+    )
+
+
+def measure(run: Run) -> list[float]:
+    """Seconds one parameter set of each grid takes here. On the way the kernels get compiled, once and not by every
+    worker at the same time."""
+    costs_s: list[float] = []
+    for strategy, matrix in run.sets:
+        run_block(strategy, matrix[:1], run.bars.between(0, WARM_UP_BARS), run.spec.costs)
+        # Time on the CPU: what else this machine does must not change the plan.
+        done, started_s = 0, time.process_time()
+        while done < SAMPLE_SETS and time.process_time() - started_s < SAMPLE_SECONDS_MAX:
+            row = done * (len(matrix) - 1) // SAMPLE_SETS
+            run_block(strategy, matrix[row : row + 1], run.bars, run.spec.costs)
+            done += 1
+        costs_s.append((time.process_time() - started_s) / done)
+    return costs_s
+
+
+def finish(run: Run, state: Reporter) -> None:
+    """Write the table, the best set's curves, the summary and the report, and mark the run SUCCEEDED."""
+    state.phase("ranking")
+    table = results.assemble(run.folder, run.record, run.spec, run.sets)
+    results.write_table(run.folder, table)
+    results.write_best(run.folder, run.spec, results.top_rows(table, 1)[0], run.bars)
+    summary = results.summarise(run.record, run.spec, table, state.timings_s(), state.computed_sets)
+    results.write_summary(run.folder, summary)
+    for place, row in enumerate(summary["top"], 1):
+        print(f"{place:3}. {row['strategy']} {row['params']} {run.spec.sort_by} {row[run.spec.sort_by]}", flush=True)
+    state.phase("reporting")
+    from jobs.report import write_report
+
+    write_report(run.folder)
+    state.succeeded()
+    print("seconds:", " ".join(f"{phase} {spent_s:.2f}" for phase, spent_s in state.timings_s().items()), flush=True)
+
+
+@dataclass
+class Reporter:
+    """Writes progress.json, not more often than every ``PROGRESS_INTERVAL_S``, and a line of log a block."""
+
+    folder: RunFolder
+    started_ns: int = field(default_factory=time.time_ns)
+    computed_sets: int = 0
+    _progress: Progress = field(init=False)
+    _timings_s: dict[str, float] = field(default_factory=dict)
+    _phase_began_s: float = field(default_factory=time.monotonic)
+    _written_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._progress = Progress(state=RunState.RUNNING, started_ns=self.started_ns, updated_ns=self.started_ns)
+
+    def phase(self, name: str) -> None:
+        """The run enters a phase; the time since the last one counts for that one."""
+        self._count_phase()
+        # A run that has succeeded keeps saying so while a repeated start looks at it.
+        if name != "checking":
+            self._write(phase=name, state=RunState.RUNNING)
+        self._progress = self._progress.model_copy(update={"phase": name})
+
+    def begin(self, total_sets: int) -> None:
+        """The checks are passed."""
+        self._write(total_sets=total_sets)
+
+    def resumed(self, done_sets: int) -> None:
+        """So many sets were found done."""
+        if done_sets:
+            print(f"going on: {done_sets} of {self._progress.total_sets} sets are done", flush=True)
+        self._write(done_sets=done_sets)
+
+    def block(self, index: int, size: int, seconds: float) -> None:
+        """A block has been computed."""
+        self.computed_sets += size
+        done = self._progress.done_sets + size
+        self._progress = self._progress.model_copy(update={"done_sets": done})
+        print(f"block {index}: {size} sets in {seconds:.2f} s, {done} of {self._progress.total_sets} done", flush=True)
+        if time.monotonic() - self._written_s >= PROGRESS_INTERVAL_S:
+            self._write()
+
+    def failed(self, failure: RunFailure) -> None:
+        """The run has failed."""
+        self._write(state=RunState.FAILED, error=failure)
+
+    def stopped(self) -> None:
+        """The run was asked to stop."""
+        self._write(state=RunState.STOPPED)
+
+    def succeeded(self) -> None:
+        """Everything is in place."""
+        self._count_phase()
+        self._write(state=RunState.SUCCEEDED, phase="done", done_sets=self._progress.total_sets)
+
+    def timings_s(self) -> dict[str, float]:
+        """Seconds spent in each phase so far."""
+        self._count_phase()
+        return dict(self._timings_s)
+
+    def _count_phase(self) -> None:
+        now_s = time.monotonic()
+        if self._progress.phase:
+            spent_s = self._timings_s.get(self._progress.phase, 0.0)
+            self._timings_s[self._progress.phase] = spent_s + now_s - self._phase_began_s
+        self._phase_began_s = now_s
+
+    def _write(self, **update: object) -> None:
+        self._progress = self._progress.model_copy(update={**update, "updated_ns": time.time_ns()})
+        self.folder.write_progress(self._progress)
+        self._written_s = time.monotonic()
+
+
+def _require(field: str, found: str, began_with: str, what: str) -> None:
+    if found != began_with:
+        raise RunConflict(field, found, f"the {what} the run began with, {began_with}")
+
+
+def _succeeded(folder: RunFolder) -> bool:
+    outputs = (folder.results_file, folder.summary_file, folder.report_file, folder.progress_file)
+    return all(path.is_file() for path in outputs) and folder.progress().state == RunState.SUCCEEDED
+
+
+def _workers(run: Run, set_cost_s: Sequence[float], cpus: int) -> int:
+    """As many as there are CPUs, but none that would start for less work than its start costs."""
+    total_s = sum(len(matrix) * cost_s for (_, matrix), cost_s in zip(run.sets, set_cost_s, strict=True))
+    return max(1, min(cpus, round(total_s / WORKER_SECONDS_MIN)))
+
+
+def _size(run: Run, index: int) -> int:
+    return run.record.blocks[index].stop - run.record.blocks[index].start
+
+
+def stop_on_signals(state: Reporter) -> None:
+    """From now on SIGTERM (a stopped job) and SIGINT mark the run STOPPED and end this process.
+
+    It ends at once: an exception raised from the handler could be caught by the code it happens to interrupt, and the
+    Jobs API gives three seconds before it kills. Ray ends the workers of a driver that is gone.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        state.stopped()
+        print(f"stopped by {signal.Signals(number).name}", flush=True)
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _say(text: str, status: int) -> int:
+    print(text, file=sys.stderr if status else sys.stdout, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

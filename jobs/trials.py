@@ -1,0 +1,124 @@
+"""The Ray side of a sweep: a Tune trial is a block of parameter sets, run by a few actors that are used again.
+
+Tune keeps no state that matters: which blocks are done is told by the parts in the run folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from jobs.blocks import WORKER_ENVIRONMENT, Work, evaluate_block
+
+# Tune reads these when it is imported. Its loggers would write three files a trial, its own output a table a second.
+os.environ.update(
+    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+    TUNE_DISABLE_SIGINT_HANDLER="1",
+    TUNE_GLOBAL_CHECKPOINT_S="3600",
+    TUNE_RESULT_BUFFER_LENGTH="0",
+    RAY_AIR_NEW_OUTPUT="0",
+    RAY_CHDIR_TO_TRIAL_DIR=WORKER_ENVIRONMENT["RAY_CHDIR_TO_TRIAL_DIR"],
+)
+# Tune would copy these into its actors' runtime_env, which the dashboard shows; our storage is a mounted volume.
+for _secret in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"):
+    os.environ.pop(_secret, None)
+
+from ray import tune  # noqa: E402 -- see above
+
+# A worker that dies (out of memory, node gone, SIGKILL) costs its block, which is then computed again.
+FAILURES_MAX: Final = 3
+# Neither a block finished nor one begun in this time: the cluster has no room for us. Autoscaling takes minutes.
+STALL_TIMEOUT_S: Final = 900.0
+
+
+class SweepStalled(RuntimeError):
+    """No block has begun or ended for too long."""
+
+
+class BlockFailed(RuntimeError):
+    """A block could not be computed, also not when tried again."""
+
+
+def run_blocks(
+    work: Work,
+    indices: Iterable[int],
+    workers: int,
+    on_block: Callable[[int, float], None],
+    on_last: Callable[[], None],
+) -> None:
+    """Compute the blocks ``indices`` on at most ``workers`` CPUs.
+
+    ``on_block(index, seconds)`` is called for each as it comes, ``on_last()`` after the last one, before Tune puts its
+    actors away (which takes a second or two). Raises ``BlockFailed`` or ``SweepStalled``.
+    """
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    wanted = list(indices)
+    storage = work.folder.path / "tune"
+    shutil.rmtree(storage, ignore_errors=True)
+    watch = _Watch(len(wanted), on_block, on_last)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(evaluate_block, work=work), {"cpu": 1}),
+        param_space={"block": tune.grid_search(wanted)},
+        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=min(workers, len(wanted))),
+        run_config=tune.RunConfig(
+            name="blocks",
+            storage_path=str(storage),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=FAILURES_MAX),
+            callbacks=[watch],
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(storage, ignore_errors=True)
+    if watch.open_blocks:
+        raise BlockFailed(f"Tune ended with {watch.open_blocks} blocks not computed")
+
+
+class _Watch(tune.Callback):
+    """Follows the trials; an exception raised in a step of Tune's loop ends the sweep."""
+
+    def __init__(self, count: int, on_block: Callable[[int, float], None], on_last: Callable[[], None]) -> None:
+        self.open_blocks = count
+        self._on_block = on_block
+        self._on_last = on_last
+        self._failed: list[Any] = []
+        self._moved_s = time.monotonic()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._moved_s = time.monotonic()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._moved_s = time.monotonic()
+        self.open_blocks -= 1
+        self._on_block(trial.config["block"], float(trial.last_result.get("seconds", 0.0)))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._failed.append(trial)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        if self._failed:
+            trial = self._failed[0]
+            raise BlockFailed(f"block {trial.config['block']} failed {FAILURES_MAX + 1} times: {_reason(trial)}")
+        if self.open_blocks == 0:
+            last, self._on_last = self._on_last, _nothing
+            last()
+        if time.monotonic() - self._moved_s > STALL_TIMEOUT_S and self.open_blocks:
+            raise SweepStalled(f"no block began or ended for {STALL_TIMEOUT_S:g} s; has the cluster a free CPU?")
+
+
+def _reason(trial: Any) -> str:
+    """The last line of what the worker raised; the trial keeps the whole trace in a file."""
+    try:
+        with open(trial.error_file) as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except (OSError, TypeError):
+        return "no reason is known"
+    return lines[-1][:500] if lines else "no reason is known"
+
+
+def _nothing() -> None:
+    return None
