@@ -614,6 +614,21 @@ local function set_state(keys, args)
   return { seq, asked }
 end
 
+-- ARGV as set_state. Sets the state only where that does not allow more: of two halts at once the stricter one stays.
+-- Returns {audit number, cancels asked for, the state that holds now}.
+local function tighten(keys, args)
+  local base, scope, state = keys[1], args[1], args[2]
+  local before = redis.call('HGET', base .. ':state', scope)
+  if before and LEVELS[state] and LEVELS[before] and LEVELS[before] > LEVELS[state] then
+    return { audit(base, 'STATE', scope, args[3], { state = before, asked = state, reason = args[4] }), 0, before }
+  end
+  local done = set_state(keys, args)
+  if done.err then
+    return done
+  end
+  return { done[1], done[2], state }
+end
+
 -- ARGV: by, then field, value … replaces all limits at once and gives every scope named a state if it has none.
 local function set_limits(keys, args)
   local base = keys[1]
@@ -693,6 +708,12 @@ local function snapshot(keys)
     result[#result + 1] = name
     result[#result + 1] = redis.call('HGETALL', base .. ':' .. name)
   end
+  for _, scope in ipairs(redis.call('HKEYS', base .. ':state')) do
+    if scope:sub(1, 9) == 'strategy|' then
+      result[#result + 1] = 'positions:' .. scope:sub(10)
+      result[#result + 1] = redis.call('HGETALL', base .. ':positions:' .. scope:sub(10))
+    end
+  end
   result[#result + 1] = 'now_ms'
   result[#result + 1] = { 'now_ms', text(math.floor(now_us() / 1000)) }
   return result
@@ -735,6 +756,7 @@ redis.register_function { function_name = 'tt_fill', callback = fill, flags = AL
 redis.register_function { function_name = 'tt_release', callback = release, flags = ALLOW_OOM }
 redis.register_function { function_name = 'tt_request_cancel', callback = request_cancel, flags = ALLOW_OOM }
 redis.register_function { function_name = 'tt_set_state', callback = set_state, flags = ALLOW_OOM }
+redis.register_function { function_name = 'tt_tighten', callback = tighten, flags = ALLOW_OOM }
 redis.register_function { function_name = 'tt_set_reference', callback = set_reference, flags = ALLOW_OOM }
 redis.register_function('tt_set_limits', set_limits)
 redis.register_function('tt_open_account', open_account)

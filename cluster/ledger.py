@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from importlib.resources import files
@@ -81,6 +81,7 @@ class Snapshot:
     positions: dict[str, str]
     reference: dict[str, str]
     now_ms: int
+    strategy_positions: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +339,13 @@ class Ledger:
         seq, asked = await self._call("tt_set_state", account, scope, state.value, by, reason)
         return int(seq), int(asked)
 
+    async def tighten(
+        self, account: str, scope: str, state: TradingState, by: str, reason: str
+    ) -> tuple[int, int, TradingState]:
+        """As ``set_state``, but a stricter state stays: (audit number, cancels asked for, the state that holds)."""
+        seq, asked, holds = await self._call("tt_tighten", account, scope, state.value, by, reason)
+        return int(seq), int(asked), TradingState(holds)
+
     async def accounts(self) -> list[str]:
         """Names of all accounts with limits."""
         return sorted(await self._direct("SMEMBERS", ACCOUNTS_KEY))
@@ -346,7 +354,10 @@ class Ledger:
         """The whole account at one instant."""
         reply = await self._call("tt_snapshot", account)
         parts = {reply[i]: _pairs(reply[i + 1]) for i in range(0, len(reply), 2)}
-        return Snapshot(now_ms=int(parts.pop("now_ms")["now_ms"]), **parts)
+        now_ms = int(parts.pop("now_ms")["now_ms"])
+        by_strategy = [name for name in parts if name.startswith("positions:")]
+        held = {name.removeprefix("positions:"): parts.pop(name) for name in by_strategy}
+        return Snapshot(now_ms=now_ms, strategy_positions=held, **parts)
 
     async def verify(self, account: str) -> list[Difference]:
         """Prove the books: open reservations summed afresh, and cash and positions replayed from the audit stream.

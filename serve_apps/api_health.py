@@ -1,0 +1,205 @@
+"""Health: /healthz (this process), /readyz (may the desk be used?), /v1/health (every part in detail)."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from importlib.metadata import version
+from typing import Any, Final
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from cluster.exposures import limited_products, references_of
+from cluster.ledger import LedgerError, LedgerUnavailable
+from conf.settings import SIMULATED
+from serve_apps.api_access import Desk, GuardedRoute, Reader, TheDesk
+from serve_apps.api_problems import problems
+from serve_apps.api_shapes import Milliseconds, Shape
+from serve_apps.problem import Problem
+
+HEARTBEAT_FRESH_MS: Final = 5_000
+
+open_router = APIRouter(tags=["health"])
+router = APIRouter(prefix="/v1", tags=["health"], route_class=GuardedRoute)
+
+
+class Alive(Shape):
+    """This process answers."""
+
+    status: str = Field("ok", examples=["ok"])
+
+
+class Part(Shape):
+    """One part of the desk."""
+
+    name: str = Field(examples=["execution"])
+    healthy: bool
+    required: bool = Field(description="whether the desk is unready without it")
+    detail: str = Field(description="for people: what was found", examples=["heartbeat 310 ms ago"])
+
+
+class Readiness(Shape):
+    """The desk may be used."""
+
+    ready: bool
+    parts: list[Part]
+
+
+class ReferenceAge(Shape):
+    """How old a product's reference price is."""
+
+    product_id: str = Field(examples=["BTC-USD"])
+    age_ms: Milliseconds | None = Field(description="null: none was ever set")
+    fresh: bool = Field(description="whether orders may be valued at it")
+
+
+class LedgerHealth(Shape):
+    """The ledger's server."""
+
+    server: str = Field(examples=["valkey"])
+    version: str = Field(examples=["9.1.0"])
+    memory_bytes: int = Field(ge=0)
+    memory_bytes_max: int = Field(ge=0, description="0: no bound is set")
+    memory_share: float | None = Field(description="used share of the bound, 1.0 = full", examples=[0.012])
+
+
+class VenueHealth(Shape):
+    """The exchange orders go to."""
+
+    kind: str = Field(examples=["simulator"])
+    simulated: bool
+    host_port: str | None = Field(examples=["127.0.0.1:8443"])
+
+
+class Health(Shape):
+    """Every part of the desk in detail."""
+
+    healthy: bool = Field(description="whether every required part is")
+    data_source: str = Field(examples=[SIMULATED])
+    parts: list[Part]
+    ledger: LedgerHealth | None = Field(description="null while it does not answer")
+    execution: dict[str, Any] | None = Field(description="the last heartbeat's figures; null: never seen")
+    venue: VenueHealth
+    references: list[ReferenceAge]
+    versions: dict[str, str] = Field(examples=[{"desk": "0.1.0", "ray": "2.60.0", "python": "3.11.7"}])
+
+
+@open_router.get("/healthz")
+async def alive() -> Alive:
+    """This process lives; nothing else is asked."""
+    return Alive(status="ok")
+
+
+@open_router.get("/readyz", responses={503: problems()[503]})
+async def ready(desk: TheDesk) -> Readiness:
+    """200 where orders can be taken: the ledger answers, execution is alive, every product has a fresh price.
+
+    Otherwise 503 with code NOT_READY and the same parts. Ray's Jobs API is shown but not required: without it orders
+    go on and only new backtests wait.
+    """
+    parts = await parts_of(desk)
+    missing = [part for part in parts if part.required and not part.healthy]
+    if missing:
+        detail = "; ".join(f"{part.name}: {part.detail}" for part in missing)
+        raise Problem(503, "NOT_READY", detail, {"parts": [part.model_dump() for part in parts]}, {"retry-after": "1"})
+    return Readiness(ready=True, parts=parts)
+
+
+@router.get("/health", responses=problems())
+async def health(desk: TheDesk, _: Reader) -> Health:
+    """Every part in detail; the answer is 200 also where parts are unhealthy."""
+    parts, ledger, execution, references = await asyncio.gather(
+        parts_of(desk), _ledger(desk), _execution(desk), _references(desk)
+    )
+    venue = desk.settings.venue
+    return Health(
+        healthy=all(part.healthy for part in parts if part.required),
+        data_source=desk.settings.data_source,
+        parts=parts,
+        ledger=ledger,
+        execution=execution,
+        venue=VenueHealth(kind=venue.kind, simulated=desk.settings.data_source == SIMULATED, host_port=venue.host_port),
+        references=references or [],
+        versions={name: version(package) for name, package in _PACKAGES.items()}
+        | {"python": platform.python_version()},
+    )
+
+
+_PACKAGES: Final = {"desk": "top-tier-trading", "ray": "ray", "fastapi": "fastapi"}
+
+
+async def parts_of(desk: Desk) -> list[Part]:
+    """The parts, asked at once."""
+    return list(
+        await asyncio.gather(_ledger_part(desk), _execution_part(desk), _references_part(desk), _ray_part(desk))
+    )
+
+
+async def _ledger_part(desk: Desk) -> Part:
+    try:
+        await desk.ledger.ping()
+    except (LedgerUnavailable, LedgerError):
+        return Part(name="ledger", healthy=False, required=True, detail="does not answer, or has no function library")
+    return Part(name="ledger", healthy=True, required=True, detail="answers and has its function library")
+
+
+async def _execution_part(desk: Desk) -> Part:
+    beat = await _execution(desk)
+    if beat is None:
+        return Part(name="execution", healthy=False, required=True, detail="no heartbeat is known")
+    age_ms = int(beat["age_ms"])
+    return Part(
+        name="execution", healthy=age_ms < HEARTBEAT_FRESH_MS, required=True, detail=f"heartbeat {age_ms} ms ago"
+    )
+
+
+async def _references_part(desk: Desk) -> Part:
+    references = await _references(desk)
+    account = desk.settings.execution.account
+    if not references:
+        detail = f"account {account} has no limits yet" if references is not None else "the ledger does not answer"
+        return Part(name="prices", healthy=False, required=True, detail=detail)
+    late = [reference for reference in references if not reference.fresh]
+    if not late:
+        return Part(name="prices", healthy=True, required=True, detail=f"{len(references)} products have fresh prices")
+    ages = ", ".join(f"{r.product_id} {'none' if r.age_ms is None else f'{r.age_ms} ms old'}" for r in late)
+    return Part(name="prices", healthy=False, required=True, detail=f"no fresh reference price: {ages}")
+
+
+async def _ray_part(desk: Desk) -> Part:
+    healthy, detail = await desk.ray.state()
+    return Part(name="ray_jobs", healthy=healthy, required=False, detail=detail)
+
+
+async def _ledger(desk: Desk) -> LedgerHealth | None:
+    try:
+        (name, release), (used, allowed) = await asyncio.gather(desk.ledger.server(), desk.ledger.memory())
+    except (LedgerUnavailable, LedgerError):
+        return None
+    share = round(used / allowed, 4) if allowed else None
+    return LedgerHealth(server=name, version=release, memory_bytes=used, memory_bytes_max=allowed, memory_share=share)
+
+
+async def _execution(desk: Desk) -> dict[str, Any] | None:
+    try:
+        return (await desk.ledger.heartbeats()).get("execution")
+    except (LedgerUnavailable, LedgerError):
+        return None
+
+
+async def _references(desk: Desk) -> list[ReferenceAge] | None:
+    """The age of every product's price in the account of execution; None where the ledger does not answer."""
+    try:
+        snapshot = await desk.ledger.snapshot(desk.settings.execution.account)
+    except (LedgerUnavailable, LedgerError):
+        return None
+    known = references_of(snapshot)
+    return [
+        ReferenceAge(
+            product_id=name,
+            age_ms=known[name].age_ms if name in known else None,
+            fresh=name in known and known[name].fresh,
+        )
+        for name in limited_products(snapshot)
+    ]
