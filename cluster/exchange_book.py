@@ -144,7 +144,7 @@ class Exchange:
     def __init__(
         self, history: History, journal: Journal, deposits: dict[str, Decimal], fees: Fees, now_ns: int
     ) -> None:
-        """Replay ``journal``; ``deposits`` open the accounts of a new one. Raises ``JournalError``."""
+        """Replay ``journal``; ``deposits`` open the accounts it does not know. Raises ``JournalError``."""
         self.history = history
         self.fees = fees
         self.portfolio_id = ""
@@ -362,8 +362,9 @@ class Exchange:
                 except (KeyError, ValueError, TypeError, ArithmeticError) as error:
                     text = f"{self._journal.path} line {number}: {type(error).__name__}; move the file away"
                     raise JournalError(text) from None
-            if not self.accounts:
-                self._commit([_opened_event(deposits)])
+            # All of them when the journal is new; later those of products that came since.
+            missing = [currency for currency in _currencies(deposits) if currency not in self.accounts]
+            self._commit([_opened_event(missing, deposits, self.portfolio_id)] if missing else [])
             # A process killed between an order and its ending leaves one that would rest although it may not.
             torn = [o for o in self.open_orders.values() if not o.ticket.kind.rests]
             self._commit([_closed_event(o.order_id, State.CANCELLED, now_ns, "Exchange restarted") for o in torn])
@@ -551,9 +552,16 @@ def _closed_event(order_id: str, state: State, ts_ns: int, message: str) -> Even
     return {"kind": "closed", "order_id": order_id, "state": state.value, "ts_ns": ts_ns, "message": message}
 
 
-def _opened_event(deposits: dict[str, Decimal]) -> Event:
+def _currencies(deposits: dict[str, Decimal]) -> list[str]:
+    """Every currency that is deposited or that a product can bring."""
+    products = [market.product for market in MARKETS.values()]
+    found = [*deposits, *(p.quote_currency for p in products), *(p.base_currency for p in products)]
+    return list(dict.fromkeys(found))
+
+
+def _opened_event(currencies: list[str], deposits: dict[str, Decimal], portfolio_id: str) -> Event:
     accounts: list[dict[str, Any]] = [
-        {"uuid": str(uuid.uuid4()), "currency": currency, "amount": format(amount, "f")}
-        for currency, amount in deposits.items()
+        {"uuid": str(uuid.uuid4()), "currency": currency, "amount": format(deposits.get(currency, Decimal(0)), "f")}
+        for currency in currencies
     ]
-    return {"kind": "opened", "portfolio_id": str(uuid.uuid4()), "accounts": accounts}
+    return {"kind": "opened", "portfolio_id": portfolio_id or str(uuid.uuid4()), "accounts": accounts}

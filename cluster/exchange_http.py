@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
@@ -289,17 +289,18 @@ class Face:
         return {"order": shapes.order(order, self.exchange.portfolio_id)}
 
     def list_orders(self, request: Request) -> shapes.Json:
-        """Newest first. Coinbase refuses OPEN together with other statuses, and so does this."""
+        """Newest first. As Coinbase documents: OPEN goes with no other status, and dates do not apply to it."""
         statuses = set(request.query.get("order_status", []))
         if "OPEN" in statuses and len(statuses) > 1:
             raise RequestError(400, "INVALID_ARGUMENT", "order_status: OPEN cannot be paired with other statuses")
         if not statuses <= _STATUSES:
             raise RequestError(400, "INVALID_ARGUMENT", f"order_status: expected some of {sorted(_STATUSES)}")
         limit = _integer(request, "limit", 1_000, 1, 1_000)
-        accepts = _order_filter(request, statuses)
-        start_ns = _time(request, "start_date", 0)
+        only_open = statuses == {"OPEN"}
+        accepts = _order_filter(request, statuses, 2**62 if only_open else _time(request, "end_date", 2**62))
+        start_ns = 0 if only_open else _time(request, "start_date", 0)
         found: list[SimOrder] = []
-        for order in reversed(self.exchange.order_list[: _cursor(request, len(self.exchange.order_list))]):
+        for order in self._orders_newest_first(request, only_open):
             if order.created_ns < start_ns or len(found) > limit:
                 break
             if accepts(order):
@@ -312,6 +313,16 @@ class Face:
             "has_next": more,
             "cursor": str(page[-1].sequence) if more else "",
         }
+
+    def _orders_newest_first(self, request: Request, only_open: bool) -> Iterable[SimOrder]:
+        end = _cursor(request, len(self.exchange.order_list))
+        if not only_open:
+            return reversed(self.exchange.order_list[:end])
+        # The open ones are kept apart, so that the many that have ended are not walked through.
+        return sorted(
+            (order for order in self.exchange.open_orders.values() if order.sequence < end),
+            key=lambda order: -order.sequence,
+        )
 
     def list_fills(self, request: Request) -> shapes.Json:
         """Newest first."""
@@ -459,10 +470,10 @@ def _cursor(request: Request, highest: int, default: int | None = None) -> int:
 _STATUSES: Final = frozenset({*State, "PENDING", "FAILED", "UNKNOWN_ORDER_STATUS", "QUEUED", "CANCEL_QUEUED"})
 
 
-def _order_filter(request: Request, statuses: set[str]) -> Callable[[SimOrder], bool]:
+def _order_filter(request: Request, statuses: set[str], end_ns: int) -> Callable[[SimOrder], bool]:
     query = request.query
     order_ids, products = set(query.get("order_ids", [])), set(query.get("product_ids", []))
-    side, end_ns = _one(request, "order_side"), _time(request, "end_date", 2**62)
+    side = _one(request, "order_side")
 
     def accepts(order: SimOrder) -> bool:
         return (

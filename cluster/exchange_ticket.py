@@ -69,7 +69,8 @@ def read_ticket(body: dict[str, Any], now_ns: int) -> Ticket:
     market = MARKETS.get(str(body.get("product_id")))
     if market is None:
         raise Refusal("UNKNOWN_PRODUCT_ID", "product_id: not known", "PREVIEW_INVALID_PRODUCT_ID")
-    if body.get("side") not in {"BUY", "SELL"}:
+    # A tuple, not a set: what was sent may be a list, which has no hash.
+    if body.get("side") not in ("BUY", "SELL"):
         raise Refusal("INVALID_SIDE", "side: expected BUY or SELL", "PREVIEW_INVALID_SIDE")
     kind, fields = _configuration(body.get("order_configuration"))
     side = Side(body["side"])
