@@ -113,7 +113,7 @@ def simulator_endpoint(host_port: str, state_dir: Path, timeout_s: float = 5.0) 
     path = state_dir / "cdp_key.json"
     try:
         content = json.loads(path.read_text())
-        name, secret = str(content["name"]), SecretStr(content["privateKey"])
+        name, secret = str(content["name"]), SecretStr("" + content["privateKey"])
     except (OSError, ValueError, KeyError, TypeError):
         raise EndpointError(f"{path}: expected the simulator's key; has it been started?") from None
     return VenueEndpoint(

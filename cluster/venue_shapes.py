@@ -275,7 +275,7 @@ def read_balance(item: Json) -> Balance:
 def read_candle(item: Json) -> tuple[int, float, float, float, float, float]:
     numbers = [float(decimal_of(item, name)) for name in ("open", "high", "low", "close", "volume")]
     opened, high, low, closed, volume = numbers
-    start_s = integer_of(required(item, "start", "candle"), "start")
+    start_s = integer_of(text_of(item, "start"), "start")
     if not 0 < low <= min(opened, closed) <= max(opened, closed) <= high < float("inf") or volume < 0:
         raise VenueGarbage(f"candle at {start_s}: low, open, close, high do not fit: {numbers}")
     return start_s, opened, high, low, closed, volume
