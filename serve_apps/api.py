@@ -21,7 +21,7 @@ from cluster.local import ray_token
 from cluster.market_data import BarStore
 from cluster.ray_jobs import RayJobs
 from conf.settings import SIMULATED, Secrets, Settings, load_secrets, load_settings
-from serve_apps import api_accounts, api_health, api_problems, api_risk
+from serve_apps import api_accounts, api_exposures, api_health, api_problems, api_risk
 from serve_apps.api_access import Desk
 from serve_apps.api_ray import RayCalls
 
@@ -30,6 +30,8 @@ The desk over HTTP: accounts, exposures, PnL, limits, the kill switch, backtests
 served by the three risk replicas. Money and quantities are decimal text, times nanoseconds UTC. Every failure is an
 RFC 9457 problem document with a machine-readable `code`.
 """
+
+_ROOMS: Final = (api_health, api_accounts, api_exposures, api_risk)
 
 logger = logging.getLogger("ray.serve")
 
@@ -59,7 +61,7 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
         ray=RayCalls(jobs or ray_jobs(settings)),
     )
     api_problems.install(app)
-    for router in (api_health.open_router, api_health.router, api_accounts.router, api_risk.router):
+    for router in (api_health.open_router, *(room.router for room in _ROOMS)):
         app.include_router(router)
     simulated = settings.data_source == SIMULATED
     app.add_middleware(Door, headers=_ALWAYS | ({"x-simulated": "1"} if simulated else {}))
