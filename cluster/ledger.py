@@ -143,8 +143,9 @@ class Ledger:
             password=secrets.redis_password.get_secret_value() if secrets.redis_password else None,
             socket_timeout=settings.redis.timeout_s,
             socket_connect_timeout=settings.redis.connect_timeout_s,
-            # Never repeated behind our back: a repeat is the caller's, with the same id.
-            retry=Retry(NoBackoff(), 0),
+            # A connection that a restarted server has closed is opened anew, once: every verb may be repeated safely.
+            # After a time-out nothing is repeated behind the caller's back.
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
             decode_responses=True,
             max_connections=64,
         )

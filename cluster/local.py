@@ -87,7 +87,7 @@ def up(settings: Settings, say: Say = lambda _: None) -> Settings:
     Raises ``DeskError`` (``PortTaken`` where a port is in use); then nothing that this call started is left running.
     """
     with _lock(settings.state_dir):
-        was_running = bool(_recorded(settings.state_dir))
+        was_running = bool(recorded(settings.state_dir))
         runs_as = read_mapping(settings.state_dir / RUNNING_FILE).get("settings", {}).get("profile", settings.profile)
         if runs_as != settings.profile:
             raise DeskError(f"the desk runs with profile {runs_as}; stop it first (desk down)")
@@ -149,16 +149,18 @@ def _lock(state_dir: Path, timeout_s: float = 120.0) -> Iterator[None]:
         yield
 
 
-def _recorded(state_dir: Path) -> list[Started]:
+def recorded(state_dir: Path) -> list[Started]:
+    """The servers the desk has started, whether they still live or not."""
     return [Started(**item) for item in read_mapping(state_dir / RUNNING_FILE).get("processes", [])]
 
 
 def _alive(state_dir: Path, name: str) -> bool:
-    return any(item.name == name and item.process() is not None for item in _recorded(state_dir))
+    return any(item.name == name and item.process() is not None for item in recorded(state_dir))
 
 
 def _record(settings: Settings, processes: list[Started]) -> None:
-    running = settings.model_dump(mode="json", include={"profile", "redis", "ray", "serve", "venue", "simulator"})
+    facts = {"profile", "redis", "ray", "serve", "venue", "simulator", "execution", "limits_file"}
+    running = settings.model_dump(mode="json", include=facts)
     content = {"settings": running, "processes": [asdict(item) for item in processes]}
     path = settings.state_dir / RUNNING_FILE
     temporary = path.with_suffix(".tmp")
@@ -167,7 +169,7 @@ def _record(settings: Settings, processes: list[Started]) -> None:
 
 
 def _remember(settings: Settings, started: Started) -> None:
-    others = [item for item in _recorded(settings.state_dir) if item.name != started.name]
+    others = [item for item in recorded(settings.state_dir) if item.name != started.name]
     _record(settings, [*others, started])
 
 
@@ -189,7 +191,7 @@ def _log(state_dir: Path, name: str) -> Path:
 def _settled(settings: Settings) -> Settings:
     """The settings with every port decided, secrets made and the state folder recorded."""
     folder = settings.state_dir
-    if not _recorded(folder):
+    if not recorded(folder):
         scratch = scratch_dir(folder)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700)
@@ -327,7 +329,7 @@ def _begin_exchange(settings: Settings) -> None:
 
 
 def _await_exchange(settings: Settings) -> None:
-    started = next(item for item in _recorded(settings.state_dir) if item.name == "exchange")
+    started = next(item for item in recorded(settings.state_dir) if item.name == "exchange")
     certificate = settings.state_dir / "exchange" / "ca.pem"
 
     def ready() -> bool:
@@ -472,16 +474,16 @@ def _owner(settings: Settings) -> str:
 def _stop_all(state_dir: Path, say: Say) -> int:
     """Ray first (its workers write to the ledger), then the servers; then whatever either has left behind."""
     owner, marks = str(state_dir), [f"{scratch_dir(state_dir)}/"]
-    recorded = _recorded(state_dir)
-    found = {process.pid: process for process in family(recorded, owner, marks)}
-    servers = {item.pid for item in recorded if item.name in {"valkey", "exchange"}}
+    started = recorded(state_dir)
+    found = {process.pid: process for process in family(started, owner, marks)}
+    servers = {item.pid for item in started if item.name in {"valkey", "exchange"}}
     if found:
         say(f"stopping {len(found)} processes")
     stop([process for pid, process in found.items() if pid not in servers], patience_s=3.0)
     stop([process for pid, process in found.items() if pid in servers], patience_s=5.0)
     # A worker that started while its parent was being stopped is found by a second look.
     for _ in range(5):
-        late = family(recorded, owner, marks)
+        late = family(started, owner, marks)
         if not late:
             break
         stop(late, patience_s=0.5)

@@ -156,6 +156,16 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
+class _SettledSettings(Settings):
+    """Settings that no longer look at the environment."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
 def load_settings(profile: str | None = None, state_dir: Path | None = None) -> Settings:
     """Read the settings of this process.
 
@@ -172,15 +182,11 @@ def load_settings(profile: str | None = None, state_dir: Path | None = None) -> 
         raise SettingsError(f"profile: {name!r} is not a profile; known: {known}")
     try:
         settings = Settings(**read_mapping(path) | {"profile": name, "state_dir": folder})
-        facts = {
-            section: type(getattr(settings, section))(**getattr(settings, section).model_dump() | values)
-            for section, values in running.items()
-            if section != "profile"
-        }
+        # What the caller names beats the environment, so that one process can look at another desk.
+        facts = {**running, "profile": name, "state_dir": folder}
+        return _SettledSettings(**_merge(settings.model_dump(), facts))
     except ValidationError as error:
         raise SettingsError(describe(error)) from None
-    # What the caller names beats the environment, so that one process can look at another desk.
-    return settings.model_copy(update={**facts, "profile": name, "state_dir": folder})
 
 
 def load_secrets(settings: Settings) -> Secrets:
@@ -238,6 +244,14 @@ def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
     for name in environment:
         if name.startswith("DESK_") and name.removeprefix("DESK_").split("__")[0].lower() not in Settings.model_fields:
             raise SettingsError(f"{name}: not a setting (environment); see conf/settings.py")
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
 
 
 def _read_secrets_file(path: Path) -> dict[str, str]:

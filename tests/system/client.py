@@ -1,0 +1,145 @@
+"""What system tests do with the running desk: HTTP as its users, its ledger, its processes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+
+from cluster import local
+from cluster.ledger import Ledger
+from cluster.processes import family
+from cluster.venue import Venue
+from cluster.venue_endpoint import configured_endpoint
+from conf.settings import Settings, load_secrets
+
+T = TypeVar("T")
+TERMINAL = {"FILLED", "CANCELLED", "REJECTED", "EXPIRED", "DENIED"}
+
+
+class Desk:
+    """A running desk, seen from outside."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.key = local.local_api_key(settings.state_dir)
+        headers = {"Authorization": f"Bearer {self.key}"}
+        limits = httpx.Limits(max_connections=64)
+        self.http = httpx.Client(base_url=settings.api_url, headers=headers, timeout=15, trust_env=False, limits=limits)
+        self._numbers = itertools.count()
+        self._run = uuid.uuid4().hex[:8]
+
+    def close(self) -> None:
+        self.http.close()
+
+    def order_id(self) -> str:
+        """An id no other test uses."""
+        return f"t-{self._run}-{next(self._numbers)}"
+
+    def order(self, **changes: Any) -> dict[str, Any]:
+        """The body of a small market order, changed as wished."""
+        body = {
+            "client_order_id": self.order_id(),
+            "account": "main",
+            "strategy": "manual",
+            "product_id": "BTC-USD",
+            "side": "BUY",
+            "type": "MARKET",
+            "quantity": "0.001",
+        }
+        return body | changes
+
+    def resting(self, **changes: Any) -> dict[str, Any]:
+        """The body of a limit order far below the market."""
+        return self.order(type="LIMIT", limit_price="1000.00", quantity="0.01") | changes
+
+    def submit(self, body: dict[str, Any]) -> httpx.Response:
+        return self.http.post("/v1/orders", json=body)
+
+    def submit_all(self, bodies: Sequence[dict[str, Any]], persist_s: float = 0.0) -> list[httpx.Response | None]:
+        """Send concurrently; with ``persist_s`` a failed one is repeated with its id for so long, else None."""
+
+        def send(body: dict[str, Any]) -> httpx.Response | None:
+            deadline = time.monotonic() + persist_s
+            while True:
+                try:
+                    reply = self.submit(body)
+                except httpx.TransportError:
+                    reply = None
+                if (reply is not None and reply.status_code < 500) or time.monotonic() > deadline:
+                    return reply
+                time.sleep(0.05)
+
+        with ThreadPoolExecutor(32) as pool:
+            return list(pool.map(send, bodies))
+
+    def show(self, client_order_id: str) -> dict[str, Any]:
+        reply = self.http.get(f"/v1/orders/{client_order_id}", params={"account": "main"})
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json())
+
+    def settled(self, client_order_id: str, timeout_s: float = 20.0) -> dict[str, Any]:
+        """The order once it has ended."""
+        eventually(lambda: self.show(client_order_id)["status"] in TERMINAL, timeout_s, f"{client_order_id} ended")
+        return self.show(client_order_id)
+
+    def cancel_all(self, strategy: str) -> None:
+        """Cancel every open order of a strategy and wait until none is left."""
+
+        def open_ids() -> list[str]:
+            listed = self.http.get("/v1/orders", params={"account": "main", "status": "open", "limit": 500}).json()
+            return [row["client_order_id"] for row in listed if row["strategy"] == strategy]
+
+        for client_order_id in open_ids():
+            self.http.delete(f"/v1/orders/{client_order_id}", params={"account": "main"})
+        eventually(lambda: not open_ids(), 60, f"no open order of {strategy}")
+
+    def ledger(self, work: Callable[[Ledger], Awaitable[T]]) -> T:
+        """Run ``work`` on the desk's ledger."""
+
+        async def connected() -> T:
+            ledger = Ledger.connect(self.settings, load_secrets(self.settings))
+            try:
+                return await work(ledger)
+            finally:
+                await ledger.close()
+
+        return asyncio.run(connected())
+
+    def venue(self) -> Venue:
+        """The venue as execution reaches it."""
+        return Venue(configured_endpoint(self.settings, load_secrets(self.settings)))
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The desk's processes whose command line begins with ``name``."""
+        state_dir = self.settings.state_dir
+        found = family(local.recorded(state_dir), str(state_dir), [f"{local.scratch_dir(state_dir)}/"])
+        return [process for process in found if _title(process).startswith(name)]
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """The replicas of a Serve deployment, as application:deployment."""
+        return self.processes(f"ray::ServeReplica:{deployment}")
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float, what: str) -> float:
+    """Wait until ``holds``; returns the seconds it took."""
+    begin = time.monotonic()
+    while not holds():
+        if time.monotonic() - begin > timeout_s:
+            raise AssertionError(f"not within {timeout_s} s: {what}")
+        time.sleep(0.05)
+    return time.monotonic() - begin
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -1,0 +1,70 @@
+"""One real desk for all system tests: Valkey, Ray, Serve with HAProxy, the exchange simulator, three risk replicas."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from cluster import local
+from cluster.processes import family
+from conf.settings import ServeSettings, Settings, load_settings
+from tests.system.client import Desk
+
+_STRATEGY = {
+    "max_order_notional": "unlimited",
+    "max_gross_exposure": "unlimited",
+    "max_open_orders": "unlimited",
+    "order_rate_per_s": "unlimited",
+    "order_burst": 1,
+}
+_PRODUCT = {"max_order_notional": 100_000, "max_position": 100, "max_open_orders": "unlimited"}
+LIMITS = {
+    "accounts": {
+        "main": {
+            "max_order_notional": 100_000,
+            "max_gross_exposure": "unlimited",
+            "max_open_orders": "unlimited",
+            "order_rate_per_s": "unlimited",
+            "order_burst": 1,
+            "taker_fee_bps": 60,
+            "market_buffer_bps": 100,
+            "reference_stale_ms": 20_000,
+            "products": {"BTC-USD": _PRODUCT, "ETH-USD": {**_PRODUCT, "max_position": 10_000}},
+            "strategies": {
+                "manual": _STRATEGY,
+                "race": {**_STRATEGY, "max_open_orders": 100},
+                "gross": {**_STRATEGY, "max_gross_exposure": 1_000},
+                "slow": {**_STRATEGY, "order_rate_per_s": "0.05", "order_burst": 3},
+                "stopped": _STRATEGY,
+            },
+        }
+    }
+}
+
+
+@pytest.fixture(scope="session")
+def desk_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of a desk of its own: every port free, limits made for these tests."""
+    folder = tmp_path_factory.mktemp("desk")
+    limits = folder / "limits.yaml"
+    limits.write_text(yaml.safe_dump(LIMITS))
+    settings = load_settings("paper", folder / "state")
+    return settings.model_copy(update={"limits_file": limits, "serve": ServeSettings(http_port=0)})
+
+
+@pytest.fixture(scope="session")
+def desk(desk_settings: Settings) -> Iterator[Desk]:
+    """The running desk; at the end every process of it is gone."""
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(local.NUMBA_CACHE_DIR))
+    settings = local.up(desk_settings)
+    running = Desk(settings)
+    yield running
+    running.close()
+    state_dir = settings.state_dir
+    started = local.recorded(state_dir)
+    local.down(state_dir)
+    left = family(started, str(state_dir), [f"{local.scratch_dir(state_dir)}/"])
+    assert not left, f"left behind: {[process.cmdline() for process in left]}"
