@@ -24,6 +24,8 @@ VOLUME_MAX: Final = 1e24
 # 2262-01-01: leaves room above the last stamp for one more bar before int64 ends.
 TIME_NS_MAX: Final = 9_214_646_400 * NS_PER_S
 
+# A list of findings stays readable and small however many holes a series has.
+GAPS_SHOWN_MAX: Final = 10_000
 _VALUE_CHARS_MAX: Final = 200
 
 
@@ -118,26 +120,45 @@ def require_product_id(product_id: str, file: str | Path) -> None:
         raise DataError(file, None, "a product_id as BASE-QUOTE in capitals", product_id)
 
 
-def find_gaps(ts_ns: Int64Array, granularity: Granularity) -> list[Finding]:
-    """The holes between the stamps (ascending), oldest first."""
-    if not ts_ns.size:
+def find_gaps(
+    ts_ns: Int64Array, granularity: Granularity, start_ns: int | None = None, end_ns: int | None = None
+) -> list[Finding]:
+    """The holes between the stamps (ascending, on the grid), oldest first; with ``start_ns`` and ``end_ns``, also on
+    the grid, the holes at both ends of [start_ns, end_ns) too. Beyond 10,000 of them the last finding tells the rest.
+    """
+    if not ts_ns.size and start_ns is None:
         return []
-    holes = find_holes(ts_ns, granularity.ns, int(ts_ns[0]), int(ts_ns[-1]) + granularity.ns)
-    return [gap(start_ns, end_ns, granularity) for start_ns, end_ns in holes]
+    start_ns = int(ts_ns[0]) if start_ns is None else start_ns
+    end_ns = int(ts_ns[-1]) + granularity.ns if end_ns is None else end_ns
+    starts, ends = _hole_edges(ts_ns, granularity.ns, start_ns, end_ns)
+    shown = slice(GAPS_SHOWN_MAX)
+    gaps = [gap(*hole, granularity) for hole in zip(starts[shown].tolist(), ends[shown].tolist(), strict=True)]
+    if starts.size > GAPS_SHOWN_MAX:
+        rest = slice(GAPS_SHOWN_MAX, None)
+        first_ns, last_ns = int(starts[rest][0]), int(ends[-1])
+        missing = int((ends[rest] - starts[rest]).sum()) // granularity.ns
+        detail = f"{starts[rest].size} more gaps with {missing} bars missing from {iso(first_ns)} to {iso(last_ns)}"
+        gaps.append(Finding("gap", "warning", first_ns, last_ns, missing, detail))
+    return gaps
 
 
-def gap(start_ns: int, end_ns: int, granularity: Granularity, *, known: bool = False) -> Finding:
-    """The finding of no bars in [start_ns, end_ns); ``known`` where the venue said that it has none either."""
+def gap(start_ns: int, end_ns: int, granularity: Granularity) -> Finding:
+    """The finding of no bars in [start_ns, end_ns)."""
     missing = (end_ns - start_ns) // granularity.ns
-    detail = f"{missing} bars missing from {iso(start_ns)} to {iso(end_ns)}" + ("; the venue has none" if known else "")
-    return Finding("gap", "note" if known else "warning", start_ns, end_ns, missing, detail)
+    detail = f"{missing} bars missing from {iso(start_ns)} to {iso(end_ns)}"
+    return Finding("gap", "warning", start_ns, end_ns, missing, detail)
 
 
 def find_holes(ts_ns: Int64Array, step_ns: int, start_ns: int, end_ns: int) -> list[tuple[int, int]]:
     """The ranges in [start_ns, end_ns) that the stamps in it (ascending, all on the grid) leave open."""
+    starts, ends = _hole_edges(ts_ns, step_ns, start_ns, end_ns)
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def _hole_edges(ts_ns: Int64Array, step_ns: int, start_ns: int, end_ns: int) -> tuple[Int64Array, Int64Array]:
     edges = np.concatenate([[start_ns - step_ns], ts_ns, [end_ns]])
     found = np.flatnonzero(np.diff(edges) > step_ns)
-    return [(int(edges[index]) + step_ns, int(edges[index + 1])) for index in found]
+    return edges[found] + step_ns, edges[found + 1]
 
 
 def data_hash(bars: Bars) -> str:

@@ -91,7 +91,10 @@ def _format(path: Path, given: str | None) -> FileFormat:
     """The file's format, once it is a regular file of bearable size."""
     if given is not None and given not in list(FileFormat):
         raise DataError(path, None, f"a format of {', '.join(FileFormat)}", given)
-    info = path.stat()
+    try:
+        info = path.stat()
+    except ValueError as error:
+        raise DataError(path, None, "a path without a zero byte", error) from error
     if not stat.S_ISREG(info.st_mode):
         raise DataError(path, None, "a regular file", stat.filemode(info.st_mode))
     if info.st_size == 0:

@@ -9,6 +9,7 @@ parts that no manifest names; readers never see them and the next write deletes 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import itertools
 import time
@@ -223,11 +224,10 @@ class BarStore:
 
         def view(series: Series) -> list[Finding]:
             stamps = self._load(series, start_ns, end_ns).ts_ns
-            holes = find_holes(stamps, granularity.ns, start_ns, end_ns)
-            return _gaps(series, [gap(*hole, granularity) for hole in holes])
+            return _with_the_venues_word(series, find_gaps(stamps, granularity, start_ns, end_ns))
 
-        found = self._viewed(product_id, granularity, view)
-        return [gap(start_ns, end_ns, granularity)] if found is None else found
+        gaps = self._viewed(product_id, granularity, view)
+        return [gap(start_ns, end_ns, granularity)] if gaps is None else gaps
 
     def info(self, product_id: str, granularity: Granularity) -> SeriesInfo | None:
         """One series as ``ls`` shows it; None where there is no bar."""
@@ -331,7 +331,7 @@ class BarStore:
                 if isinstance(error, PartGone) and self._series(series.product_id, series.granularity) != series:
                     raise
                 findings.append(_damage(error, part.first_ns, part.last_ns + series.granularity.ns))
-        return findings + _gaps(series, find_gaps(np.concatenate(stamps), series.granularity))
+        return findings + _with_the_venues_word(series, find_gaps(np.concatenate(stamps), series.granularity))
 
     def _delete_leftovers(self, folder: Path) -> None:
         """Delete our own files that no manifest names; anything else in the folder is not ours to touch.
@@ -468,16 +468,13 @@ def _require_same_kind(folder: Path, series: Series, source: str) -> None:
         raise DataError(folder, None, kind, source)
 
 
-def _gaps(series: Series, gaps: Sequence[Finding]) -> list[Finding]:
+def _with_the_venues_word(series: Series, gaps: Sequence[Finding]) -> list[Finding]:
     """``gaps``, those marked that the venue itself has."""
     return [
-        gap(
-            found.start_ns,
-            found.end_ns,
-            series.granularity,
-            known=not _subtract([(found.start_ns, found.end_ns)], series.answered),
-        )
-        for found in gaps
+        gap
+        if _subtract([(gap.start_ns, gap.end_ns)], series.answered)
+        else dataclasses.replace(gap, severity="note", detail=f"{gap.detail}; the venue has none")
+        for gap in gaps
     ]
 
 

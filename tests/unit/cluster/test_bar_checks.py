@@ -94,4 +94,16 @@ def test_gaps_are_found_with_their_ends_and_size() -> None:
     hour = [NEW_YEAR_NS + position * HOUR_NS for position in range(20)]
     assert found == [(hour[5], hour[6], 1), (hour[9], hour[19], 10)]
     assert find_gaps(make_bars(0).ts_ns, bars.granularity) == []
+    with_ends = find_gaps(bars.ts_ns, bars.granularity, hour[0], hour[19] + 3 * HOUR_NS)
+    assert [gap.missing for gap in with_ends] == [2, 1, 10, 2]
+    assert [gap.missing for gap in find_gaps(make_bars(0).ts_ns, bars.granularity, hour[0], hour[7])] == [7]
+
+
+def test_a_sieve_of_bars_has_a_bounded_list_of_gaps_that_loses_no_missing_bar() -> None:
+    bars = pick(make_bars(300_000), slice(None, None, 3))
+    gaps = find_gaps(bars.ts_ns, bars.granularity)
+    assert len(gaps) == 10_001
+    assert sum(gap.missing for gap in gaps) == 2 * 99_999
+    assert gaps[-1].detail.startswith("89999 more gaps with 179998 bars missing")
+    assert gaps[-1].start_ns > gaps[-2].end_ns
     assert find_gaps(make_bars(9).ts_ns, bars.granularity) == []

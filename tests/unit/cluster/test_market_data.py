@@ -74,6 +74,15 @@ def test_arrays_are_contiguous_writable_and_of_the_kernels_types(store: BarStore
         assert name == "ts_ns" or array.dtype == np.float64
 
 
+def test_strided_and_read_only_arrays_are_stored_like_others(store: BarStore) -> None:
+    bars = make_bars(100)
+    views = [getattr(bars, name)[::2] for name in NAMES]
+    for view in views:
+        view.flags.writeable = False
+    store.write(Bars("BTC-USD", HOUR, *views))
+    assert same(store.read("BTC-USD", HOUR), pick(bars, slice(None, None, 2)))
+
+
 def test_parts_are_parquet_with_schema_source_and_version(store: BarStore) -> None:
     store.write(make_bars(10_000), source="coinbase")
     assert [path.name[:5] for path in parts(store)] == ["2024.", "2025."]
