@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cluster.runs import Block, RunFolder
+from cluster.run_folder import Block, RunFolder
 from jobs.results import Identity, ParameterSets, read_part, rows_of, write_part
 from strategies.backtest import run_block
 from strategies.model import Bars

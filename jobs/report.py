@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.runs import LOWER_IS_BETTER, RunError, RunFolder, RunRecord, replace_file
+from cluster.run_folder import LOWER_IS_BETTER, RunError, RunFolder, RunRecord, replace_file
 from jobs.planes import planes_of
 from strategies.metrics import METRICS, NS_PER_YEAR
-from strategies.model import Float64Array, Int64Array
+from strategies.model import Float64Array, Granularity, Int64Array
 from strategies.registry import STRATEGIES
 from strategies.spec import SweepSpec
 
@@ -212,7 +212,8 @@ def _month_cell(change: float, full: float) -> str:
         return "<td></td>"
     strength = min(1.0, abs(change) / full) * 0.62
     colour = "18,121,90" if change >= 0 else "184,58,51"
-    return f'<td style="background:rgba({colour},{strength:.2f})">{change * 100:+.1f}</td>'
+    text = _minus(f"{change * 100:+.1f}")
+    return f'<td style="background:rgba({colour},{strength:.2f})">{text}</td>'
 
 
 def _board(run: _Run) -> str:
@@ -327,8 +328,14 @@ def _number(name: str, value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
     if name in PERCENT:
-        return f"{value * 100:{'+' if name in SIGNED else ''},.1f} %"
-    return f"{value:,.0f}" if name in WHOLE else f"{value:,.2f}"
+        text = f"{value * 100:{'+' if name in SIGNED else ''},.1f}\u00a0%"
+    else:
+        text = f"{value:,.0f}" if name in WHOLE else f"{value:,.2f}"
+    return _minus(text)
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def _rounded(values: Float64Array) -> list[float]:
@@ -345,7 +352,11 @@ def _title(strategy: str) -> str:
 
 
 def _bar_length(granularity: str) -> str:
-    return granularity.lower().replace("_", " ") + " bars"
+    seconds = Granularity(granularity).seconds
+    for unit, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if seconds % unit == 0:
+            return f"{seconds // unit}-{name} bars"
+    return f"{seconds}-second bars"
 
 
 def _time(ts_ns: int) -> datetime:

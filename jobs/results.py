@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.runs import Block, RunError, RunFolder, RunRecord, ranking, replace_file
+from cluster.run_folder import Block, RunError, RunFolder, RunRecord, ranking, replace_file
 from strategies.backtest import BacktestSpec, Result, SweepSpec, run
 from strategies.base import parameter_table
 from strategies.metrics import METRICS

@@ -115,10 +115,10 @@ def check(folder: RunFolder, store: BarStore, state: Reporter) -> Run | None:
     if folder.run_file.is_file():
         record = folder.record()
         _require("spec.json", spec_hash(spec), record.spec_hash, "specification")
-        # Bars that came in since then are no reason to spoil a run that is over.
+        # Bars that were changed since then are no reason to spoil a run that is over.
         if _succeeded(folder):
             return None
-        bars = read_bars(store, spec)
+        bars = read_bars(store, spec, record)
         _require("data_hash", store.data_hash(bars), record.data_hash, "bars")
     else:
         bars = read_bars(store, spec)
