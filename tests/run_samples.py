@@ -1,0 +1,82 @@
+"""Runs for tests: a small store, specifications, and a run driven in this process without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.market_data import SIMULATED, BarStore
+from cluster.runs import RunFolder, prepare_run
+from jobs import results
+from jobs.blocks import Work, evaluate_block
+from jobs.sweep import Reporter, Run, finish
+from strategies.backtest import SweepSpec, parse_spec
+from strategies.model import Bars, Granularity
+from tests.bar_samples import NEW_YEAR_NS
+
+TWO_STRATEGIES: dict[str, Any] = {
+    "product_id": "BTC-USD",
+    "granularity": "ONE_HOUR",
+    "grids": [
+        {"strategy": "sma_cross", "grid": {"fast": [3, 5, 8, 13, 21], "slow": [8, 13, 21, 34], "allow_short": [0, 1]}},
+        {"strategy": "rsi_reversion", "grid": {"window": [7, 14], "oversold": {"start": 20, "stop": 35, "step": 2.5}}},
+    ],
+}
+
+
+def wavy_bars(count: int, seed: int = 7) -> Bars:
+    """Bars that trend and turn, so that strategies trade and their metrics differ."""
+    draws = np.random.default_rng(seed).normal(size=(count, 3))
+    wave = 0.1 * np.sin(np.arange(count) / 40) + 0.05 * np.sin(np.arange(count) / 11)
+    close = 20_000 * np.exp(wave + np.cumsum(draws[:, 0] * 2e-3))
+    opened = np.concatenate([[close[0]], close[:-1]])
+    high = np.maximum(opened, close) * (1 + np.abs(draws[:, 1]) * 1e-3)
+    low = np.minimum(opened, close) * (1 - np.abs(draws[:, 2]) * 1e-3)
+    ts_ns = NEW_YEAR_NS + np.arange(count, dtype=np.int64) * Granularity.ONE_HOUR.ns
+    return Bars("BTC-USD", Granularity.ONE_HOUR, ts_ns, opened, high, low, close, np.abs(draws[:, 1]) + 1)
+
+
+def make_store(root: Path, bars: Bars | None = None, source: str = SIMULATED) -> BarStore:
+    """A store that holds ``bars`` (else 600 wavy ones)."""
+    store = BarStore(root)
+    store.write(wavy_bars(600) if bars is None else bars, source=source)
+    return store
+
+
+def make_spec(**changes: Any) -> SweepSpec:
+    """The two strategies' specification with some fields changed: 42 sets, of which some break fast < slow."""
+    return parse_spec(TWO_STRATEGIES | changes)
+
+
+def one_set_spec(**changes: Any) -> SweepSpec:
+    """A sweep of one parameter set: what a single backtest is."""
+    return make_spec(grids=[{"strategy": "sma_cross", "grid": {"fast": [5], "slow": [21]}}], **changes)
+
+
+def loaded(folder: RunFolder, store: BarStore, block_count: int = 6) -> Run:
+    """A prepared run with a plan of about ``block_count`` blocks."""
+    spec = folder.spec()
+    sets = spec.parameter_sets()
+    plan = results.plan_blocks(sets, [1.0] * len(sets), max(1, block_count // results.BLOCKS_PER_WORKER_MIN))
+    record = folder.record().model_copy(update={"blocks": plan})
+    folder.write_record(record)
+    bars = store.read(spec.product_id, spec.granularity, spec.start_ns, spec.end_ns)
+    return Run(folder, spec, record, bars, sets)
+
+
+def work_of(run: Run) -> Work:
+    """What the workers of ``run`` get."""
+    return Work(run.folder, results.Identity.of(run.record), run.record.blocks, run.sets, run.bars, run.spec.costs)
+
+
+def complete_run(
+    runs_dir: Path, store: BarStore, spec: SweepSpec, run_id: str = "a1", block_count: int = 6
+) -> RunFolder:
+    """A run computed to its end in this process, block by block, by the functions the workers and the driver call."""
+    run = loaded(prepare_run(runs_dir, store, spec, run_id), store, block_count)
+    for index in range(len(run.record.blocks)):
+        evaluate_block({"block": index}, work_of(run))
+    finish(run, Reporter(run.folder))
+    return run.folder

@@ -1,0 +1,205 @@
+"""The report: right numbers, one file that loads nothing, and no text from outside that becomes markup."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.market_data import BarStore
+from cluster.runs import RunFolder
+from jobs import report
+from jobs.report import monthly_returns, sample, write_report
+from tests.bar_samples import NEW_YEAR_NS
+from tests.run_samples import complete_run, make_spec, make_store, one_set_spec
+
+HOUR_NS = 3_600 * 10**9
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BarStore:
+    return make_store(tmp_path / "bars")
+
+
+class Page(HTMLParser):
+    """The texts, elements and attributes of a page; what is inside script and style elements apart."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self._inside = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        self.attributes += attrs
+        self._inside = f"{tag}#{dict(attrs).get('id', '')}" if tag in {"script", "style"} else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.scripts[self._inside] = self.scripts.get(self._inside, "") + data
+        else:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def page_of(folder: RunFolder) -> Page:
+    return Page(write_report(folder).read_text())
+
+
+def test_the_report_shows_run_best_set_and_leaderboard(store: BarStore, tmp_path: Path) -> None:
+    folder = complete_run(tmp_path / "runs", store, make_spec())
+    page = page_of(folder)
+    best = folder.summary()["best"]
+    assert "BTC-USD · 1-hour bars" in page.text
+    assert "SIMULATED" in page.text
+    assert "LOOK-AHEAD" not in page.text
+    record = folder.record()
+    for fact in (record.data_hash, record.spec_hash, record.git_revision, record.code_hash, record.run_id):
+        assert fact in page.text
+    assert f"Sweep of {record.set_count} parameter sets" in page.text
+    assert f"{best['total_return'] * 100:+.1f}\u00a0%".replace("-", "−") in "".join(page.texts)
+    assert page.elements.count("tr") == 1 + 2 + record.set_count  # months with their head, leaderboard with its head
+    data = json.loads(page.scripts["script#data"])
+    assert [strategy["title"] for strategy in data["planes"]]
+    assert len(data["series"]["ts"]) == 600
+
+
+def test_a_run_with_same_close_fills_says_look_ahead(store: BarStore, tmp_path: Path) -> None:
+    folder = complete_run(tmp_path / "runs", store, make_spec(costs={"fill": "same_close"}))
+    assert "LOOK-AHEAD" in page_of(folder).text
+
+
+def test_a_run_on_real_bars_does_not_say_simulated(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "real", source="coinbase")
+    page = page_of(complete_run(tmp_path / "runs", store, make_spec()))
+    assert "SIMULATED" not in page.text
+    assert "coinbase" in page.text
+
+
+def test_a_single_backtest_has_a_report_without_planes(store: BarStore, tmp_path: Path) -> None:
+    page = page_of(complete_run(tmp_path / "runs", store, one_set_spec()))
+    assert json.loads(page.scripts["script#data"])["planes"] == []
+
+
+def test_a_run_without_a_single_fill_has_a_report(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "bars")
+    spec = make_spec(grids=[{"strategy": "sma_cross", "grid": {"slow": [9_000]}}])
+    page = page_of(complete_run(tmp_path / "runs", store, spec))
+    assert "–" in page.text  # a Sharpe ratio without deviation is no number
+    assert "NaN" not in page.scripts["script#data"]
+
+
+def test_the_report_loads_nothing_from_anywhere(store: BarStore, tmp_path: Path) -> None:
+    page = page_of(complete_run(tmp_path / "runs", store, make_spec()))
+    assert not {"link", "iframe", "img", "object", "embed", "base"} & set(page.elements)
+    assert not [value for name, value in page.attributes if name in {"src", "href", "action", "data"}]
+    policy = next(value for name, value in page.attributes if name == "content" and value and "default-src" in value)
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    assert not re.search(r"url\(|@import", page.scripts["style#"])
+
+
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", "</script><b>", "<!--", "%DATA%", "'\"><i>", "&lt;"])
+def test_text_from_outside_stays_text(store: BarStore, tmp_path: Path, hostile: str) -> None:
+    folder = complete_run(tmp_path / "runs", store, make_spec())
+    elements = []
+    for text in ("plain", hostile):
+        update = {"data_source": f"file:{text}", "git_revision": text}
+        folder.write_record(folder.record().model_copy(update=update))
+        page = page_of(folder)
+        assert f"file:{text}" in "".join(page.texts)
+        elements.append(page.elements)
+    assert elements[0] == elements[1]
+
+
+def test_data_for_the_charts_cannot_end_its_element(store: BarStore, tmp_path: Path) -> None:
+    folder = complete_run(tmp_path / "runs", store, make_spec())
+    html = write_report(folder).read_text()
+    data = html[html.index('id="data">') + 10 :].partition("</script>")[0]
+    assert "<" not in data
+    json.loads(data)
+
+
+@pytest.mark.parametrize("name", ["results.parquet", "best/equity.parquet", "run.json", "spec.json"])
+def test_a_missing_or_damaged_file_is_named(
+    store: BarStore, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = complete_run(tmp_path / "runs", store, make_spec())
+    before = folder.report_file.read_bytes()
+    path = folder.path / name
+    for content in (path.read_bytes()[:-20], None):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        assert report.main(["--run-dir", str(folder.path)]) == 2
+        assert Path(name).name in capsys.readouterr().err
+        if content is None:
+            assert folder.report_file.read_bytes() == before
+        path.touch()
+
+
+def test_the_command_writes_the_report_again(
+    store: BarStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = complete_run(tmp_path / "runs", store, make_spec())
+    first = folder.report_file.read_bytes()
+    folder.report_file.unlink()
+    capsys.readouterr()
+    assert report.main(["--run-dir", str(folder.path)]) == 0
+    assert folder.report_file.read_bytes() == first
+    assert capsys.readouterr().out.strip() == str(folder.report_file)
+
+
+def test_monthly_returns_chain_to_the_whole() -> None:
+    # Hourly bars from the last two hours of 2023 to the first of March 2024; February has no bar.
+    stamps = np.array(["2023-12-31T22", "2023-12-31T23", "2024-01-01T00", "2024-01-31T23", "2024-03-01T00"])
+    ts_ns = stamps.astype("datetime64[ns]").astype(np.int64)
+    equity = np.array([99.0, 110.0, 100.0, 121.0, 60.5])
+    years = dict(monthly_returns(ts_ns, equity, 100.0))
+    assert list(years) == [2023, 2024]
+    assert years[2023][11] == pytest.approx(0.10)
+    assert years[2024][0] == pytest.approx(0.10)
+    assert np.isnan(years[2024][1])
+    assert years[2024][2] == pytest.approx(-0.5)
+    assert years[2023][12] == pytest.approx(0.10)
+    assert years[2024][12] == pytest.approx(60.5 / 110 - 1)
+
+
+def test_after_ruin_a_month_has_no_return() -> None:
+    ts_ns = np.array(["2024-01-31", "2024-02-29", "2024-03-31"]).astype("datetime64[ns]").astype(np.int64)
+    ((year, returns),) = monthly_returns(ts_ns, np.array([50.0, 0.0, 0.0]), 100.0)
+    assert year == 2024
+    assert returns[:2] == [-0.5, -1.0]
+    assert np.isnan(returns[2])
+
+
+@pytest.mark.parametrize("length", [1, 2, 1999, 2000, 2001, 50_000])
+def test_thinning_keeps_ends_and_extremes(length: int) -> None:
+    values = np.random.default_rng(length).normal(size=length)
+    at = sample(values, 2000)
+    assert len(at) <= 2000
+    assert at[0] == 0
+    assert at[-1] == length - 1
+    assert (np.diff(at) > 0).all()
+    assert values[at].min() == values.min()
+    assert values[at].max() == values.max()
+
+
+def test_a_template_placeholder_without_a_value_would_fail(store: BarStore, tmp_path: Path) -> None:
+    html = write_report(complete_run(tmp_path / "runs", store, make_spec())).read_text()
+    assert not re.search(r"%[A-Z_]{3,}%", html.partition("<script>")[0])
+    assert NEW_YEAR_NS % HOUR_NS == 0
