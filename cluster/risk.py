@@ -6,6 +6,7 @@ order into the ledger, which records the denial under the order's id.
 
 from __future__ import annotations
 
+import json
 import re
 from decimal import Decimal
 from typing import Annotated, Final
@@ -37,23 +38,31 @@ _TIME_IN_FORCE: Final = {
 }
 _BLOCKED_BY: Final = ("is_disabled", "trading_disabled", "cancel_only", "view_only", "auction_mode")
 
-_Decimal = Annotated[str, msgspec.Meta(pattern=DECIMAL_PATTERN, description="a positive decimal number, as text")]
-_Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+
+def _all_of(pattern: str) -> str:
+    # msgspec searches with Python's re, where $ also matches before a line break at the end.
+    return pattern.removesuffix("$") + r"\Z"
+
+
+_Decimal = Annotated[
+    str, msgspec.Meta(pattern=_all_of(DECIMAL_PATTERN), description="a positive decimal number, as text")
+]
+_Name = Annotated[str, msgspec.Meta(pattern=_all_of(NAME_PATTERN))]
 
 
 class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /v1/orders``."""
 
-    client_order_id: Annotated[str, msgspec.Meta(pattern=ID_PATTERN)]
+    client_order_id: Annotated[str, msgspec.Meta(pattern=_all_of(ID_PATTERN))]
     account: _Name
     strategy: _Name
-    product_id: Annotated[str, msgspec.Meta(pattern=PRODUCT_PATTERN)]
+    product_id: Annotated[str, msgspec.Meta(pattern=_all_of(PRODUCT_PATTERN))]
     side: Side
     type: OrderType
     quantity: _Decimal
-    limit_price: _Decimal | None = None
-    time_in_force: TimeInForce | None = None
-    post_only: bool = False
+    limit_price: _Decimal | msgspec.UnsetType | None = msgspec.UNSET
+    time_in_force: TimeInForce | msgspec.UnsetType | None = msgspec.UNSET
+    post_only: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class InvalidOrder(ValueError):
@@ -79,6 +88,9 @@ def read_order(body: bytes) -> Order:
         raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidOrder("$", f"not JSON: {error}") from None
+    # No valid key or value holds a comma, so commas count the members: one more than there are fields is a repeat.
+    if body.count(b",") >= sum(getattr(request, name) is not msgspec.UNSET for name in request.__struct_fields__):
+        raise InvalidOrder(f"$.{_repeated(body)}", "named twice")
     return _order(request)
 
 
@@ -92,7 +104,7 @@ def check_order(order: Order, product: Product | None) -> list[Denial]:
 
 def _order(request: OrderRequest) -> Order:
     quantity = _positive("$.quantity", request.quantity)
-    limit_price = None if request.limit_price is None else _positive("$.limit_price", request.limit_price)
+    limit_price = _positive("$.limit_price", request.limit_price) if request.limit_price else None
     if request.type is OrderType.LIMIT and limit_price is None:
         raise InvalidOrder("$.limit_price", "a LIMIT order needs one")
     if request.type is OrderType.MARKET and limit_price is not None:
@@ -102,7 +114,8 @@ def _order(request: OrderRequest) -> Order:
     if time_in_force not in allowed:
         names = ", ".join(allowed)
         raise InvalidOrder("$.time_in_force", f"{time_in_force} does not go with {request.type}; allowed: {names}")
-    if request.post_only and (request.type, time_in_force) != (OrderType.LIMIT, TimeInForce.GTC):
+    post_only = request.post_only is True
+    if post_only and (request.type, time_in_force) != (OrderType.LIMIT, TimeInForce.GTC):
         raise InvalidOrder("$.post_only", "only a LIMIT order with GTC can be post-only")
     return Order(
         client_order_id=request.client_order_id,
@@ -114,8 +127,13 @@ def _order(request: OrderRequest) -> Order:
         time_in_force=time_in_force,
         quantity=quantity,
         limit_price=limit_price,
-        post_only=request.post_only,
+        post_only=post_only,
     )
+
+
+def _repeated(body: bytes) -> str:
+    names: list[str] = [name for name, _ in json.loads(body, object_pairs_hook=list)]
+    return next((name for name in names if names.count(name) > 1), "")
 
 
 def _positive(field: str, text: str) -> Decimal:
@@ -144,24 +162,24 @@ def _size_denials(order: Order, product: Product, scope: str) -> list[Denial]:
         found.append(_sized("SIZE_BELOW_MIN", "quantity", scope, order.quantity, product.base_min_size, product))
     if order.quantity > product.base_max_size:
         found.append(_sized("SIZE_ABOVE_MAX", "quantity", scope, order.quantity, product.base_max_size, product))
-    ticks = None
+    lots = ticks = None
     try:
         lots = product.lots(order.quantity)
     except IncrementError as error:
-        return [*found, Denial("SIZE_INCREMENT", str(error), scope, str(order.quantity), str(product.base_increment))]
-    if order.limit_price is not None:
-        try:
-            ticks = product.ticks(order.limit_price)
-        except IncrementError as error:
-            limit = str(product.quote_increment)
-            return [*found, Denial("PRICE_INCREMENT", str(error), scope, str(order.limit_price), limit)]
-    if max(lots, ticks or 0) > LEDGER_INTEGER_MAX:
-        limit = str(LEDGER_INTEGER_MAX)
-        return [
-            *found,
-            Denial("VALUE_TOO_LARGE", "more increments than can be counted", scope, "", limit, "increments"),
-        ]
-    return found if ticks is None else [*found, *_notional_denials(lots, ticks, product, scope)]
+        increment = f"{product.base_increment:f}"
+        found.append(Denial("SIZE_INCREMENT", str(error), scope, f"{order.quantity:f}", increment))
+    try:
+        ticks = None if order.limit_price is None else product.ticks(order.limit_price)
+    except IncrementError as error:
+        increment = f"{product.quote_increment:f}"
+        found.append(Denial("PRICE_INCREMENT", str(error), scope, f"{order.limit_price:f}", increment))
+    most = max(lots or 0, ticks or 0)
+    if most > LEDGER_INTEGER_MAX:
+        message = "more increments than can be counted"
+        found.append(Denial("VALUE_TOO_LARGE", message, scope, str(most), str(LEDGER_INTEGER_MAX), "increments"))
+    elif lots is not None and ticks is not None:
+        found += _notional_denials(lots, ticks, product, scope)
+    return found
 
 
 def _notional_denials(lots: int, ticks: int, product: Product, scope: str) -> list[Denial]:

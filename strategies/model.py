@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from enum import StrEnum
 from typing import Final
 
@@ -24,6 +24,8 @@ NS_PER_S: Final = 1_000_000_000
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
+# Wide enough that no product of two numbers of the desk is ever rounded; the default 28 digits are not.
+EXACT: Final = Context(prec=120)
 _PRODUCT_ID = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
 
 
@@ -199,11 +201,11 @@ class Product:
 
     def notional_micros(self, lots: int, ticks: int) -> int:
         """Value of ``lots`` at ``ticks`` in micros of the quote currency, rounded up (never understates a risk)."""
-        return micros_up(self.base_increment * lots * self.quote_increment * ticks)
+        return micros_up(EXACT.multiply(self.base_increment * lots, self.quote_increment * ticks))
 
 
 def _whole(value: Decimal, increment: Decimal, field: str, product_id: str) -> int:
-    steps, rest = divmod(value, increment)
+    steps, rest = EXACT.divmod(value, increment)
     if rest:
         raise IncrementError(f"{field}: {value} is not a multiple of {increment} for {product_id}")
     return int(steps)
@@ -211,12 +213,12 @@ def _whole(value: Decimal, increment: Decimal, field: str, product_id: str) -> i
 
 def micros_up(amount: Decimal) -> int:
     """``amount`` (currency units) in micros, rounded up."""
-    return int((amount * MICROS_PER_UNIT).to_integral_value(ROUND_CEILING))
+    return int(EXACT.multiply(amount, MICROS_PER_UNIT).to_integral_value(ROUND_CEILING))
 
 
 def micros_exact(amount: Decimal) -> int:
     """``amount`` (currency units) in micros, rounded half-even where it has more than six decimals."""
-    return int((amount * MICROS_PER_UNIT).to_integral_value())
+    return int(EXACT.multiply(amount, MICROS_PER_UNIT).to_integral_value())
 
 
 def units(micros: int) -> Decimal:
