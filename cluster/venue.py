@@ -389,23 +389,29 @@ class Venue:
 
 
 def _sent(call: Callable[[Any], Any], client: Any) -> Json:
-    """Run one SDK call and return its answer as a shapes.plain dict; every failure becomes one of our errors."""
+    """Run one SDK call and return its answer as a plain dict; every failure becomes one of our errors.
+
+    Ours is raised outside the handlers: the SDK's own would stay attached as its context, and with it frames that
+    hold the token.
+    """
     try:
         answer: Json = shapes.plain(call(client).to_dict())
     except requests.HTTPError as error:
-        raise _http_error(error.response) from None
+        failure = _http_error(error.response)
     except multiprocessing.AuthenticationError:
-        raise VenueUnauthorised("this call needs a key") from None
+        failure = VenueUnauthorised("this call needs a key")
     except requests.exceptions.JSONDecodeError:
-        raise VenueGarbage("answer: expected JSON, was something else (HTML?)") from None
+        failure = VenueGarbage("answer: expected JSON, was something else (HTML?)")
     except requests.TooManyRedirects:
-        raise VenueGarbage("answer: a redirect, which is not followed") from None
+        failure = VenueGarbage("answer: a redirect, which is not followed")
     except requests.RequestException as error:
-        raise _connection_error(error) from None
+        failure = _connection_error(error)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         # The SDK's response classes fail in these ways where the JSON is not an object of the documented shape.
-        raise VenueGarbage(f"answer: not of the documented shape ({type(error).__name__})") from None
-    return answer
+        failure = VenueGarbage(f"answer: not of the documented shape ({type(error).__name__})")
+    else:
+        return answer
+    raise failure
 
 
 def _http_error(response: requests.Response) -> VenueError:
