@@ -8,6 +8,7 @@ folder of their own. So the cache key is a hash of every source file of this flo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import shutil
@@ -105,7 +106,7 @@ def _floor_hash() -> str:
 
 
 class _FloorCacheLocator(_CacheLocator):
-    """Places the cache of one function in the first folder that can be written."""
+    """Tells numba where the cache of one function lies and which state of the sources it belongs to."""
 
     def __init__(self, line: int, folder: Path) -> None:
         self._line = line
@@ -121,22 +122,23 @@ class _FloorCacheLocator(_CacheLocator):
         return str(self._line)
 
     @classmethod
-    def from_function(cls, py_func: types.FunctionType, py_file: str) -> _FloorCacheLocator | None:
-        """None where no folder can be written; numba then raises, naming the function."""
-        for base in _cache_folders(Path(py_file)):
-            locator = cls(py_func.__code__.co_firstlineno, base / f"{FOLDER_PREFIX}{_floor_hash()[:16]}")
-            try:
-                cast(Any, locator).ensure_cache_path()
-            except OSError:
-                continue  # a read-only install: the next folder may do
-            return locator
-        return None
+    def from_function(cls, py_func: types.FunctionType, py_file: str) -> _FloorCacheLocator:
+        return cls(py_func.__code__.co_firstlineno, _cache_folder(Path(py_file)))
 
 
-def _cache_folders(source: Path) -> list[Path]:
+def _cache_folder(source: Path) -> Path:
+    """The first folder that is there or can be made; an image's may be there to read only."""
     chosen = cast(Any, config).CACHE_DIR  # NUMBA_CACHE_DIR
     users_own = Path(cast(Any, AppDirs)(appname="numba", appauthor=False).user_cache_dir)
-    return [Path(chosen) if chosen else source.parent / "__pycache__", users_own]
+    name = f"{FOLDER_PREFIX}{_floor_hash()[:16]}"
+    folders = [(Path(chosen) if chosen else source.parent / "__pycache__") / name, users_own / name]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue  # a read-only install: the next one may do
+        return folder
+    return folders[0]
 
 
 class _FloorCacheImpl(CompileResultCacheImpl):
@@ -144,4 +146,16 @@ class _FloorCacheImpl(CompileResultCacheImpl):
 
 
 class _FloorCache(FunctionCache):
+    """As numba's, but a folder that cannot be read or written costs the time to compile and nothing else."""
+
     _impl_class = _FloorCacheImpl
+
+    def load_overload(self, sig: object, target_context: object) -> object:
+        try:
+            return cast(Any, super()).load_overload(sig, target_context)
+        except OSError:
+            return None
+
+    def save_overload(self, sig: object, data: object) -> None:
+        with contextlib.suppress(OSError):
+            cast(Any, super()).save_overload(sig, data)

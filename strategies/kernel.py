@@ -13,9 +13,10 @@ The rules, which tests/properties/reference_kernel.py states again in slow Pytho
    It is a buy if the target at the undisturbed price asks for more than is held, else a sell; where costs would turn
    it into the opposite, the position is already as near as it gets and no order is made.
 5. Short. The proceeds stay in cash; equity is always ``cash + position * price``.
-6. Ruin. If the worth at a fill or the equity at a close is not above 0, the position is closed out at that undisturbed
-   price without a fee, equity is 0 (whoever lent bears the rest) and nothing is traded any more. The bar between open
-   and close is not looked at: a short that only the bar's high would have ruined lives on.
+6. Ruin. If the worth at a fill or the equity at a close is not above 0 (by 1e-12 of the cash, its rounding), the
+   position is closed out at that undisturbed price without a fee, equity is 0 (whoever lent bears the rest) and nothing
+   is traded any more. The bar between open and close is not looked at: a short that only the bar's high would have
+   ruined lives on.
 7. Nothing is closed at the end; the last equity holds the open position at the last close.
 """
 
@@ -88,11 +89,15 @@ class Execution(NamedTuple):
 
 
 class Course(NamedTuple):
-    """Statistics of the equity curve so far; the drawdown in hand began at ``peak_bar``."""
+    """Statistics of the equity curve so far; the drawdown in hand began at ``peak_bar``.
+
+    ``distances`` and ``squares`` are sums over returns of ``r - pivot`` and its square, the pivot being the first one.
+    """
 
     equity: float
-    mean: float
-    squared_deviations: float
+    pivot: float
+    distances: float
+    squares: float
     squared_losses: float
     peak: float
     peak_bar: int
@@ -105,7 +110,7 @@ class Course(NamedTuple):
 def account(target: Float64Array, open_: Float64Array, close: Float64Array, terms: Terms, trace: Trace) -> Outcome:
     """Carry out ``target`` float64[n] on n bars (n >= 1) by the rules at the top of this file, and tally the result."""
     book = Book(terms.initial_cash, 0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, False)
-    course = Course(terms.initial_cash, 0.0, 0.0, 0.0, terms.initial_cash, 0, 0.0, 0, False)
+    course = Course(terms.initial_cash, 0.0, 0.0, 0.0, 0.0, terms.initial_cash, 0, 0.0, 0, False)
     recording = trace.equity.size > 0
     standing = 0.0
     bars_held = 0
@@ -118,6 +123,7 @@ def account(target: Float64Array, open_: Float64Array, close: Float64Array, term
         if wanted != standing:
             if not -1.0 <= wanted <= 1.0:
                 fault = TARGET_OUT_OF_RANGE
+                bar = i if terms.same_close else i - 1
                 break
             standing = wanted
             if not book.ruined:
@@ -127,8 +133,8 @@ def account(target: Float64Array, open_: Float64Array, close: Float64Array, term
                     _record(trace, fills, i, execution)
                     fills += 1
         equity = book.cash + book.units * close[i]
-        if not 0.0 < equity < math.inf and not book.ruined:
-            if equity > 0.0 or math.isnan(equity):
+        if not EQUAL_WITHIN * book.cash < equity < math.inf and not book.ruined:
+            if equity == math.inf or math.isnan(equity):
                 fault = EQUITY_OVERFLOW
                 break
             book, execution = _close_out(book, close[i])
@@ -167,7 +173,7 @@ def _carry_out(book: Book, target: float, price: float, fee: float, slippage: fl
     fill_price = price * (1.0 + direction * slippage)
     closing = units if target * units <= 0.0 else 0.0
     worth = book.cash + units * fill_price - fee * abs(closing) * fill_price
-    if not worth > 0.0:
+    if worth <= EQUAL_WITHIN * book.cash:
         return _close_out(book, price)
     wanted_units = target * worth / (fill_price * (1.0 + fee))
     quantity = wanted_units - units
@@ -227,46 +233,54 @@ def _record(trace: Trace, at: int, bar: int, execution: Execution) -> None:
 
 @compiled
 def _observe(course: Course, equity: float, i: int) -> Course:
-    """Move the statistics on to bar ``i``. Variance after B. P. Welford, Technometrics, 1962: no cancellation."""
-    mean = course.mean
-    squared_deviations = course.squared_deviations
+    """Move the statistics on to bar ``i``.
+
+    Returns are summed as distances from the first return: unlike with sums of the returns themselves nothing cancels
+    that the variance needs (the first return is one of its terms), and unlike with Welford's update no bar waits for
+    the mean of the bar before.
+    """
+    pivot = course.pivot
+    distances = course.distances
+    squares = course.squares
     squared_losses = course.squared_losses
     if i > 0:
         change = equity / course.equity - 1.0 if course.equity > 0.0 else 0.0
-        difference = change - mean
-        mean += difference * (1.0 / i)  # the reciprocal waits for nothing; a division by i would wait for the mean
-        squared_deviations += difference * (change - mean)
+        if i == 1:
+            pivot = change
+        distance = change - pivot
+        distances += distance
+        squares += distance * distance
         loss = min(change, 0.0)
         squared_losses += loss * loss
-    if equity >= course.peak * (1.0 - EQUAL_WITHIN):
-        bars = max_drawdown_bars(course.peak_bar, i) if course.is_deepest else course.deepest_bars
-        peak = max(equity, course.peak)
-        return Course(equity, mean, squared_deviations, squared_losses, peak, i, course.deepest, bars, False)
-    depth = drawdown(equity, course.peak)
-    deeper = depth > course.deepest + EQUAL_WITHIN
-    return Course(
-        equity,
-        mean,
-        squared_deviations,
-        squared_losses,
-        course.peak,
-        course.peak_bar,
-        depth if deeper else course.deepest,
-        course.deepest_bars,
-        course.is_deepest or deeper,
-    )
+    peak = course.peak
+    peak_bar = course.peak_bar
+    deepest = course.deepest
+    deepest_bars = course.deepest_bars
+    is_deepest = course.is_deepest
+    if equity >= peak * (1.0 - EQUAL_WITHIN):
+        if is_deepest:
+            deepest_bars = max_drawdown_bars(peak_bar, i)
+        peak = max(equity, peak)
+        peak_bar = i
+        is_deepest = False
+    elif equity < peak * (1.0 - EQUAL_WITHIN - deepest):  # no division on the many bars that set no record
+        deepest = drawdown(equity, peak)
+        is_deepest = True
+    return Course(equity, pivot, distances, squares, squared_losses, peak, peak_bar, deepest, deepest_bars, is_deepest)
 
 
 @compiled
 def _tally(book: Book, course: Course, bars: int, bars_held: int, initial_cash: float) -> Tallies:
     """A deepest drawdown still open lasts to the last bar."""
+    mean_distance = course.distances / (bars - 1) if bars > 1 else math.nan
+    squared_deviations = max(course.squares - mean_distance * course.distances, 0.0)
     drawdown_bars = max_drawdown_bars(course.peak_bar, bars - 1) if course.is_deepest else course.deepest_bars
     return Tallies(
         bars,
         initial_cash,
         course.equity,
-        course.mean,
-        course.squared_deviations,
+        course.pivot + mean_distance,
+        squared_deviations,
         course.squared_losses,
         course.deepest,
         drawdown_bars,

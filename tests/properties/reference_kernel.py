@@ -57,10 +57,8 @@ class Account:
         fill_price = price * (1 + self.slippage * side)
         before = self.units
         same_side = target * before > 0
-        if not same_side and self._cash_after_closing(fill_price) <= 0:
-            self.ruin(price, bar)
-            return
-        if same_side and self.cash + before * fill_price <= 0:
+        left = self.cash + before * fill_price if same_side else self._cash_after_closing(fill_price)
+        if left <= 1e-12 * self.cash:
             self.ruin(price, bar)
             return
         fees = 0.0
@@ -81,7 +79,7 @@ class Account:
 
     def mark(self, close: float, bar: int) -> None:
         """Note the equity at a close; ruin if nothing is left."""
-        if not self.ruined and self.cash + self.units * close <= 0:
+        if not self.ruined and self.cash + self.units * close <= 1e-12 * self.cash:
             self.ruin(close, bar)
         self.run.equity.append(self.cash + self.units * close)
         self.run.units.append(self.units)

@@ -204,10 +204,10 @@ def test_a_strategy_that_wants_more_than_everything_is_stopped(monkeypatch: pyte
     monkeypatch.setitem(
         STRATEGIES, "greedy", dataclasses.replace(STRATEGIES["sma_cross"], name="greedy", targets=greedy)
     )
-    with pytest.raises(AccountingError, match="greedy at bar 51: a target lies outside -1 … 1") as caught:
+    with pytest.raises(AccountingError, match="greedy at bar 50: a target lies outside -1 … 1") as caught:
         run_block("greedy", np.array([[3.0, 12.0, 0.0]]), bars(), Costs())
     copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 -- our own bytes
-    assert (copy.strategy, copy.bar_index) == ("greedy", 51)
+    assert (copy.strategy, copy.bar_index) == ("greedy", 50)
 
 
 def test_errors_survive_the_way_between_processes() -> None:

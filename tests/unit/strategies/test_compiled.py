@@ -86,6 +86,17 @@ def test_after_warm_a_new_process_compiles_nothing_wherever_it_runs(tmp_path: Pa
     assert run_everything(elsewhere, cache, "run")["misses"] > 0
 
 
+def test_without_any_folder_to_write_everything_still_runs(tmp_path: Path) -> None:
+    blocked = tmp_path / "a file, not a folder"
+    blocked.write_text("")
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(blocked / "x"), "XDG_CACHE_HOME": str(blocked / "y")}
+    code = "from strategies.metrics import total_return; print(total_return(100.0, 150.0))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert answer.stdout == "0.5\n"
+
+
 def test_only_stale_folders_beside_the_sources_are_forgotten() -> None:
     beside = ROOT / "strategies" / "__pycache__"
     stale = beside / f"{FOLDER_PREFIX}of-another-state"

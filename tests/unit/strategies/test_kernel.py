@@ -208,7 +208,8 @@ def test_rule(case: Case) -> None:
 def test_a_target_out_of_range_is_a_fault_wherever_it_stands(bad: float, bar: int, same_close: bool) -> None:
     case = Case("", [0.0, 0.0, 0.0], [(10, 10)] * 3, [], [], same_close=same_close)
     case.target[bar] = bad
-    assert account(case)[0].fault == kernel.TARGET_OUT_OF_RANGE
+    outcome, _ = account(case)
+    assert (outcome.fault, outcome.fault_bar) == (kernel.TARGET_OUT_OF_RANGE, bar)
 
 
 def test_an_equity_beyond_all_doubles_is_a_fault() -> None:
