@@ -21,7 +21,17 @@ from cluster.local import ray_token
 from cluster.market_data import BarStore
 from cluster.ray_jobs import RayJobs
 from conf.settings import SIMULATED, Secrets, Settings, load_secrets, load_settings
-from serve_apps import api_accounts, api_exposures, api_health, api_problems, api_risk
+from serve_apps import (
+    api_accounts,
+    api_backtests,
+    api_exposures,
+    api_health,
+    api_problems,
+    api_progress,
+    api_research,
+    api_results,
+    api_risk,
+)
 from serve_apps.api_access import Desk
 from serve_apps.api_ray import RayCalls
 
@@ -31,7 +41,16 @@ served by the three risk replicas. Money and quantities are decimal text, times 
 RFC 9457 problem document with a machine-readable `code`.
 """
 
-_ROOMS: Final = (api_health, api_accounts, api_exposures, api_risk)
+_ROOMS: Final = (
+    api_health,
+    api_accounts,
+    api_exposures,
+    api_risk,
+    api_research,
+    api_backtests,
+    api_progress,
+    api_results,
+)
 
 logger = logging.getLogger("ray.serve")
 

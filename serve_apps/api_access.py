@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message as Headers
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -25,6 +25,7 @@ from serve_apps.problem import Problem, forbidden, unauthorised
 
 BODY_BYTES_MAX: Final = 1_000_000
 BODY_TIMEOUT_S: Final = 5.0
+STREAMS_MAX: Final = 64
 
 _bearer = HTTPBearer(
     scheme_name="ApiKey",
@@ -44,6 +45,9 @@ class Desk:
     store: BarStore
     runs_dir: Path
     ray: RayCalls
+    # Laying out a run reads bars and expands grids in threads; two at once leave the others their turn.
+    preparing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STREAMS_MAX))
 
 
 def desk_of(request: Request) -> Desk:

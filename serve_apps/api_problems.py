@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import reprlib
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from cluster.ledger import LedgerError, LedgerUnavailable
@@ -19,6 +19,9 @@ from serve_apps.problem import MEDIA_TYPE, Problem
 logger = logging.getLogger("ray.serve")
 
 _CODES: Final = {400: "INVALID_BODY", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "BODY_TOO_LARGE"}
+
+# A body with thousands of unknown fields is answered with the first few.
+FIELDS_MAX: Final = 20
 
 PROBLEM_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
@@ -61,7 +64,9 @@ def problems(*statuses: int, **described: str) -> dict[int | str, dict[str, Any]
 
 def problem_response(problem: Problem) -> Response:
     """The document as a response."""
-    return JSONResponse(problem.body(), problem.status, dict(problem.headers), media_type=MEDIA_TYPE)
+    # What a caller sent may be repeated in it, half a surrogate pair included, which UTF-8 cannot hold.
+    content = json.dumps(problem.body(), ensure_ascii=False).encode("utf-8", "replace")
+    return Response(content, problem.status, dict(problem.headers), media_type=MEDIA_TYPE)
 
 
 def internal() -> Problem:
@@ -108,7 +113,7 @@ async def _on_invalid(_: Request, error: Any) -> Response:
         return problem_response(Problem(400, "INVALID_BODY", detail))
     fields = [
         {"field": _path(item["loc"]), "rule": str(item["msg"]), "value": reprlib.repr(item.get("input"))}
-        for item in error.errors()
+        for item in error.errors()[:FIELDS_MAX]
     ]
     detail = "; ".join(f"{item['field']}: {item['rule']}" for item in fields)
     return problem_response(Problem(422, "INVALID_REQUEST", detail, {"fields": fields}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -81,8 +82,10 @@ class ApiDesk:
         return await self.client.get(path, **arguments)
 
     async def post(self, path: str, body: object = None, **arguments: Any) -> httpx.Response:
-        """A POST of JSON with the same key."""
-        return await self.client.post(path, json=body, **arguments)
+        """A POST of JSON with the same key; in ASCII, so that any text can be sent."""
+        headers = {"content-type": "application/json"} | arguments.pop("headers", {})
+        content = None if body is None else json.dumps(body)
+        return await self.client.post(path, content=content, headers=headers, **arguments)
 
     async def key(self, scopes: Sequence[str], accounts: Sequence[str] = (ALL_ACCOUNTS,)) -> dict[str, str]:
         """Headers with a new key, known to the application's ring at once."""

@@ -1,0 +1,285 @@
+"""Runs as the API sees them: found, settled with their Ray job, started, stopped, and shown."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
+
+from fastapi import Path
+from pydantic import Field
+
+from cluster.ray_jobs import SUBMIT_TIMEOUT_S, Job, RayJobs, UnknownJob
+from cluster.runs import (
+    Progress,
+    RunError,
+    RunFolder,
+    RunInfo,
+    RunRecord,
+    RunState,
+    list_runs,
+    open_run,
+    prepare_run,
+    settle,
+)
+from serve_apps.api_access import Desk
+from serve_apps.api_shapes import Nanoseconds, Shape
+from serve_apps.api_submission import Submission, refusals
+from serve_apps.problem import Problem
+
+# A job's supervisor alone takes some 85 MB, so more of them than this would bring the head down.
+JOBS_AT_ONCE_MAX: Final = 8
+# A folder laid out this recently may still be on its way to the cluster, so an unknown job is no sign of an end yet.
+SUBMITTING_S: Final = 90.0
+UNKNOWN: Final = "UNKNOWN"
+
+Stopping = Literal["REQUESTED", "STOPPED", "ALREADY"]
+
+logger = logging.getLogger("ray.serve")
+
+
+class FailureView(Shape):
+    """Why a run failed."""
+
+    field: str
+    value: str
+    rule: str
+    message: str
+
+
+class ProgressView(Shape):
+    """How far a run is."""
+
+    run_id: str = Field(examples=["20241122-093000-1a2b3c4d"])
+    state: RunState
+    ended: bool = Field(description="nothing more happens by itself")
+    phase: str = Field(description="what the driver is doing", examples=["computing"])
+    done_sets: int = Field(ge=0)
+    total_sets: int = Field(ge=0)
+    share: float = Field(ge=0, le=1, description="done share of the parameter sets")
+    started_ns: Nanoseconds | None
+    updated_ns: Nanoseconds
+    error: FailureView | None
+
+
+class RecordView(Shape):
+    """What a run is computed from: enough to repeat it bit for bit."""
+
+    kind: Literal["sweep", "backtest"]
+    created_ns: Nanoseconds
+    product_id: str = Field(examples=["BTC-USD"])
+    granularity: str = Field(examples=["FOUR_HOUR"])
+    data_source: str = Field(description="SIMULATED, or where the bars came from", examples=["SIMULATED"])
+    data_hash: str = Field(description="SHA-256 of the bars")
+    bar_count: int
+    first_ts_ns: Nanoseconds
+    last_ts_ns: Nanoseconds
+    spec_hash: str
+    seed: int
+    set_count: int
+    dropped_count: int = Field(description="combinations that break a rule between parameters and are not run")
+    look_ahead: bool = Field(description="fills use a price that was needed to decide them")
+    git_revision: str
+    git_dirty: bool
+    code_hash: str
+    versions: dict[str, str]
+
+
+class RunView(Shape):
+    """A run."""
+
+    run_id: str = Field(examples=["20241122-093000-1a2b3c4d"])
+    progress: ProgressView | None = Field(description="null where the run's folder is damaged")
+    record: RecordView | None = Field(description="null where the run's folder is damaged")
+    job_status: str | None = Field(
+        description="the Ray job's status as far as it was asked: null for an ended run or where Ray does not answer, "
+        "UNKNOWN where the cluster has no such job",
+        examples=["RUNNING"],
+    )
+
+
+RunPath = Annotated[str, Path(description="a run's id", examples=["20241122-093000-1a2b3c4d"])]
+
+
+def find_run(desk: Desk, run_id: str) -> RunFolder:
+    """The run's folder; 404 where there is none."""
+    try:
+        return open_run(desk.runs_dir, run_id)
+    except RunError:
+        raise Problem(404, "UNKNOWN_RUN", f"there is no run {run_id!r}", {"run_id": run_id}) from None
+
+
+def damaged(folder: RunFolder, error: RunError) -> Problem:
+    """A run whose files cannot be read; which and why stands in the log."""
+    logger.error("run %s: %s", folder.run_id, error)
+    return Problem(500, "DAMAGED_RUN", f"a file of run {folder.run_id} is damaged or missing; the fault is logged")
+
+
+def progress_of(folder: RunFolder) -> Progress:
+    """What the folder says of the run; raises ``Problem`` where it is damaged."""
+    try:
+        return folder.progress()
+    except RunError as error:
+        raise damaged(folder, error) from None
+
+
+async def settled(desk: Desk, folder: RunFolder) -> tuple[Progress, str | None]:
+    """The run's progress and its job's status, corrected where the job ended without a word."""
+    progress = progress_of(folder)
+    if progress.state.ended:
+        return progress, None
+    try:
+        job = await desk.ray.call(lambda jobs: jobs.find(folder.run_id))
+    except Problem:
+        # Without Ray what the folder says stands; the next question asks again.
+        return progress, None
+    try:
+        return await _settled_with(folder, progress, job)
+    except RunError as error:
+        raise damaged(folder, error) from None
+
+
+async def view_of(desk: Desk, folder: RunFolder) -> RunView:
+    """The run as it is now."""
+    progress, status = await settled(desk, folder)
+    try:
+        return run_view(folder.run_id, folder.record(), progress, status)
+    except RunError as error:
+        raise damaged(folder, error) from None
+
+
+async def newest_runs(desk: Desk, limit: int) -> list[RunView]:
+    """The newest runs; one question to Ray settles all of them."""
+    infos = (await asyncio.to_thread(list_runs, desk.runs_dir))[:limit]
+    if not any(info.progress and not info.progress.state.ended for info in infos):
+        return [run_view(info.run_id, info.record, info.progress) for info in infos]
+    try:
+        jobs = {job.submission_id: job for job in await desk.ray.call(RayJobs.list)}
+    except Problem:
+        return [run_view(info.run_id, info.record, info.progress) for info in infos]
+    return list(await asyncio.gather(*(_listed(desk, info, jobs.get(info.run_id)) for info in infos)))
+
+
+async def start_run(desk: Desk, submission: Submission, by: str) -> tuple[RunFolder, bool]:
+    """Lay out the run and submit its job: (the folder, whether this was a repeat of an earlier submission).
+
+    A repeat starts nothing that has begun before, whatever became of it; one whose first submission never reached
+    Ray is submitted now.
+    """
+    repeat = (desk.runs_dir / submission.run_id).exists()
+    if not repeat:
+        await _require_room(desk)
+    with refusals():
+        async with desk.preparing:
+            folder = await asyncio.to_thread(
+                prepare_run, desk.runs_dir, desk.store, submission.spec, submission.run_id, submission.kind
+            )
+    progress = progress_of(folder)
+    never_begun = progress.started_ns is None and progress.state in {RunState.PENDING, RunState.FAILED}
+    if never_begun:
+        await submit(desk, folder, submission.kind, by)
+    return folder, repeat
+
+
+async def submit(desk: Desk, folder: RunFolder, kind: str, by: str, *, again: bool = False) -> None:
+    """Hand the run's job to Ray; ``again`` starts an ended one anew. 503 names the run, so that it can be repeated."""
+    entrypoint = folder.entrypoint(desk.store.root.resolve())
+    metadata = {"kind": kind, "submitted_by": by}
+
+    def work(jobs: RayJobs) -> str:
+        start = jobs.resubmit if again else jobs.submit
+        return start(folder.run_id, entrypoint, metadata)
+
+    try:
+        await desk.ray.call(work, timeout_s=SUBMIT_TIMEOUT_S + 5)
+    except Problem as problem:
+        detail = f"{problem.detail}; run {folder.run_id} is laid out, repeat with this run_id"
+        raise Problem(problem.status, problem.code, detail, {"run_id": folder.run_id}, problem.headers) from None
+
+
+async def resume_run(desk: Desk, folder: RunFolder, by: str) -> None:
+    """Start a FAILED or STOPPED run again, from its finished blocks; any other is left as it is."""
+    progress, _ = await settled(desk, folder)
+    if progress.state in {RunState.FAILED, RunState.STOPPED}:
+        await _require_room(desk)
+        try:
+            kind = folder.record().kind
+        except RunError as error:
+            raise damaged(folder, error) from None
+        await submit(desk, folder, kind, by, again=True)
+
+
+async def stop_run(desk: Desk, folder: RunFolder) -> tuple[Stopping, Progress]:
+    """Ask the run's job to end: (what became of that, the run's progress now)."""
+    progress, _ = await settled(desk, folder)
+    if progress.state.ended:
+        return "ALREADY", progress
+    try:
+        stopping = await desk.ray.call(lambda jobs: jobs.stop(folder.run_id))
+    except UnknownJob:
+        # Never handed over, or the cluster was made anew: there is nothing to stop but the run itself.
+        return "STOPPED", await asyncio.to_thread(settle, folder, RunState.STOPPED)
+    progress, _ = await settled(desk, folder)
+    return "REQUESTED" if stopping and not progress.state.ended else "STOPPED", progress
+
+
+def run_view(
+    run_id: str, record: RunRecord | None, progress: Progress | None, job_status: str | None = None
+) -> RunView:
+    """A run as shown."""
+    return RunView(
+        run_id=run_id,
+        progress=progress_view(run_id, progress) if progress else None,
+        record=RecordView.model_validate(record.model_dump(exclude={"run_id", "blocks"})) if record else None,
+        job_status=job_status,
+    )
+
+
+def progress_view(run_id: str, progress: Progress) -> ProgressView:
+    """A run's progress as shown."""
+    total = progress.total_sets
+    return ProgressView(
+        run_id=run_id,
+        state=progress.state,
+        ended=progress.state.ended,
+        phase=progress.phase,
+        done_sets=progress.done_sets,
+        total_sets=total,
+        share=min(1.0, round(progress.done_sets / total, 4)) if total else 0.0,
+        started_ns=progress.started_ns,
+        updated_ns=progress.updated_ns,
+        error=FailureView.model_validate(progress.error.model_dump()) if progress.error else None,
+    )
+
+
+async def _listed(desk: Desk, info: RunInfo, job: Job | None) -> RunView:
+    if info.progress is None or info.progress.state.ended:
+        return run_view(info.run_id, info.record, info.progress)
+    folder = RunFolder(desk.runs_dir / info.run_id)
+    try:
+        progress, status = await _settled_with(folder, info.progress, job)
+    except RunError as error:
+        logger.error("run %s: %s", info.run_id, error)  # noqa: TRY400 -- the text says it all
+        return run_view(info.run_id, None, None)
+    return run_view(info.run_id, info.record, progress, status)
+
+
+async def _settled_with(folder: RunFolder, progress: Progress, job: Job | None) -> tuple[Progress, str | None]:
+    status = str(job.status) if job else UNKNOWN
+    submitting = progress.state is RunState.PENDING and time.time_ns() - progress.updated_ns < SUBMITTING_S * 1e9
+    if job.status.ended if job else not submitting:
+        progress = await asyncio.to_thread(settle, folder, status)
+    return progress, status
+
+
+async def _require_room(desk: Desk) -> None:
+    active = _active(await desk.ray.call(RayJobs.list))
+    if active >= JOBS_AT_ONCE_MAX:
+        detail = f"{active} jobs are at work and at most {JOBS_AT_ONCE_MAX} may be; wait for one to end or cancel one"
+        raise Problem(429, "TOO_MANY_RUNS", detail, headers={"retry-after": "10"})
+
+
+def _active(jobs: Sequence[Job]) -> int:
+    return sum(not job.status.ended for job in jobs)
