@@ -24,6 +24,7 @@ from conf.settings import SIMULATED, Secrets, Settings, load_secrets, load_setti
 from serve_apps import (
     api_accounts,
     api_backtests,
+    api_document,
     api_exposures,
     api_health,
     api_problems,
@@ -70,6 +71,7 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=api_document.route_name,
     )
     app.state.desk = Desk(
         settings=settings,
@@ -82,6 +84,7 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
     api_problems.install(app)
     for router in (api_health.open_router, *(room.router for room in _ROOMS)):
         app.include_router(router)
+    api_document.describe(app)
     simulated = settings.data_source == SIMULATED
     app.add_middleware(Door, headers=_ALWAYS | ({"x-simulated": "1"} if simulated else {}))
     return app

@@ -34,6 +34,7 @@ RunId = Annotated[str | None, Field(pattern=_RUN_ID, description="the caller's o
 class SweepSubmission(SweepSpec):
     """A sweep, and optionally the id its run shall have."""
 
+    max_sets: Annotated[int, Field(strict=True, ge=1, le=SETS_MAX)] = SETS_MAX
     run_id: RunId = None
 
 

@@ -1,0 +1,201 @@
+"""The OpenAPI document of the whole HTTP surface: this application's routes and, described by hand, those of orders."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Path, Query, Security
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import Field
+from pydantic.json_schema import models_json_schema
+
+from cluster.api_keys import READ, TRADE, ApiKey
+from cluster.risk import OrderRequest
+from serve_apps.api_access import presented_key
+from serve_apps.api_problems import PROBLEM_SCHEMA, problems
+from serve_apps.api_shapes import Decimals, Nanoseconds, Shape
+from serve_apps.api_submission import BacktestSubmission, SweepSubmission
+from strategies.model import OrderStatus, OrderType, Side, TimeInForce
+
+_REFERENCE: Final = "#/components/schemas/{model}"
+_TAGS: Final = [
+    {"name": "orders", "description": "Pre-trade risk: three replicas decide and reserve in one atomic step."},
+    {"name": "accounts", "description": "What accounts hold, risk and have earned."},
+    {"name": "kill switch", "description": "Trading states at global, account, strategy and product scope."},
+    {"name": "backtests", "description": "Backtests and sweeps as Ray jobs."},
+    {"name": "health", "description": "Whether the desk may be used, and every part of it in detail."},
+]
+
+
+def route_name(route: APIRoute) -> str:
+    """An operation is called as its function; a test keeps the names apart."""
+    return route.name
+
+
+# Routes of another application (serve_apps/orders.py): they are described here and never mounted.
+orders_router = APIRouter(prefix="/v1/orders", tags=["orders"], generate_unique_id_function=route_name)
+
+_Trader = Annotated[ApiKey, Security(presented_key, scopes=[TRADE])]
+_Reader = Annotated[ApiKey, Security(presented_key, scopes=[READ])]
+_OrderId = Annotated[str, Path(description="the sender's own id", examples=["my-order-1"])]
+_Account = Annotated[str, Query(description="the account of the order", examples=["main"])]
+_ORDER_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/OrderRequest"},
+                "example": {
+                    "client_order_id": "my-order-1",
+                    "account": "main",
+                    "strategy": "manual",
+                    "product_id": "BTC-USD",
+                    "side": "BUY",
+                    "type": "LIMIT",
+                    "quantity": "0.01",
+                    "limit_price": "60000.00",
+                },
+            }
+        },
+    }
+}
+
+
+class OrderAccepted(Shape):
+    """The order is reserved, audited and on its way to the venue."""
+
+    client_order_id: str
+    account: str = Field(examples=["main"])
+    verdict: Literal["ACCEPTED"]
+    status: Literal["RESERVED"]
+    reserved_notional: Decimals
+    reserved_cash: Decimals = Field(description="fees included; 0 for a sell")
+
+
+class DenialView(Shape):
+    """One rule an order broke."""
+
+    code: str = Field(examples=["NOTIONAL_EXCEEDS_MAX"])
+    message: str
+    scope: str = Field(examples=["account", "product|BTC-USD"])
+    value: str = Field(description="what the order would have made of it", examples=["60000"])
+    limit: str = Field(examples=["50000"])
+    unit: str = Field(examples=["USD"])
+
+
+class OrderView(Shape):
+    """An order; what a denied one never had is left out."""
+
+    client_order_id: str
+    status: OrderStatus
+    strategy: str = Field(examples=["manual"])
+    product_id: str = Field(examples=["BTC-USD"])
+    side: Side
+    type: OrderType
+    time_in_force: TimeInForce
+    quantity: Decimals
+    limit_price: Decimals | None
+    created_ns: Nanoseconds
+    venue_order_id: str | None
+    reason: str | None = Field(description="why it ended, where that needs a word")
+    denials: list[DenialView] = Field(default=[], description="of a denied order")
+    reserved_notional: Decimals | None = None
+    fees: Decimals | None = None
+    filled_value: Decimals | None = None
+    filled_quantity: Decimals | None = None
+    average_price: Decimals | None = None
+
+
+class OrderCancel(Shape):
+    """What became of a cancel."""
+
+    client_order_id: str
+    account: str = Field(examples=["main"])
+    status: OrderStatus
+    cancel: Literal["CANCELLED", "REQUESTED", "ALREADY"]
+
+
+@orders_router.post(
+    "",
+    status_code=201,
+    openapi_extra=_ORDER_BODY,
+    responses=problems(
+        400,
+        _409="the id was used for another order (DUP_ID_DIFFERENT_BODY)",
+        _422="denied; `denials` lists every rule broken, `code` is the first one's",
+        _429="denied for the order rate; the same id may come again after Retry-After",
+    ),
+)
+async def submit_order(_: _Trader) -> OrderAccepted:
+    """Decide on an order and reserve it. A repeat of an id gets the first answer (Idempotent-Replayed: true)."""
+    raise NotImplementedError
+
+
+@orders_router.get("", responses=problems(400))
+async def list_orders(
+    _: _Reader,
+    account: _Account,
+    status: Annotated[Literal["open", "recent"], Query()] = "recent",
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> list[OrderView]:
+    """Open orders, oldest first, or recent ones, newest first."""
+    raise NotImplementedError
+
+
+@orders_router.get("/{client_order_id}", responses=problems(400, 404))
+async def show_order(_: _Reader, account: _Account, client_order_id: _OrderId) -> OrderView:
+    """One order."""
+    raise NotImplementedError
+
+
+@orders_router.delete(
+    "/{client_order_id}",
+    responses={**problems(400, 404), 202: {"model": OrderCancel, "description": "The venue is being asked."}},
+)
+async def cancel_order(_: _Trader, account: _Account, client_order_id: _OrderId) -> OrderCancel:
+    """Cancel an order: at once where it was not sent yet, else by asking the venue (202). No halt stands in its way."""
+    raise NotImplementedError
+
+
+def describe(app: FastAPI) -> None:
+    """Let ``app`` serve the whole document."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=[*app.routes, *orders_router.routes],
+        tags=_TAGS,
+    )
+    document["components"]["schemas"] |= _schemas()
+    return document
+
+
+def _schemas() -> dict[str, Any]:
+    """Schemas that no route's signature names: the problem, the bodies read by hand."""
+    _, bodies = models_json_schema(
+        [(SweepSubmission, "validation"), (BacktestSubmission, "validation")], ref_template=_REFERENCE
+    )
+    _, orders = msgspec.json.schema_components([OrderRequest], ref_template=_REFERENCE.replace("model", "name"))
+    return {"Problem": PROBLEM_SCHEMA, **bodies["$defs"], **_portable(orders)}
+
+
+def _portable(schemas: Any) -> Any:
+    """Patterns in the dialect of JSON Schema, where ``$`` is the very end and Python's ``\\Z`` is unknown."""
+    if isinstance(schemas, dict):
+        return {
+            key: value.replace(r"\Z", "$") if key == "pattern" and isinstance(value, str) else _portable(value)
+            for key, value in schemas.items()
+        }
+    return [_portable(item) for item in schemas] if isinstance(schemas, list) else schemas
