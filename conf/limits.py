@@ -13,8 +13,12 @@ from conf.settings import SettingsError, describe, read_mapping
 Unlimited = Literal["unlimited"]
 Amount = Annotated[Decimal, Field(ge=0, le=Decimal(2_000_000_000), allow_inf_nan=False)] | Unlimited
 """An amount in units of the quote currency (USD), or of the base currency for a position."""
-Count = Annotated[int, Field(ge=0, le=1_000_000)] | Unlimited
-Rate = Annotated[Decimal, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | Unlimited
+# Strict, because `yes` or `true` must not count as 1.
+Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000)] | Unlimited
+Burst = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+# Slower than one order in a thousand seconds, the ledger's clock arithmetic would leave its integers.
+Rate = Annotated[Decimal, Field(ge=Decimal("0.001"), le=1_000_000, allow_inf_nan=False)] | Unlimited
+ProductId = Annotated[str, Field(pattern=r"^[A-Z0-9]{1,20}-[A-Z0-9]{1,20}$")]
 
 
 class _Limits(BaseModel):
@@ -28,7 +32,7 @@ class StrategyLimits(_Limits):
     max_gross_exposure: Amount
     max_open_orders: Count
     order_rate_per_s: Rate
-    order_burst: Annotated[int, Field(ge=1, le=1_000_000)]
+    order_burst: Burst
 
 
 class ProductLimits(_Limits):
@@ -46,12 +50,12 @@ class AccountLimits(_Limits):
     max_gross_exposure: Amount
     max_open_orders: Count
     order_rate_per_s: Rate
-    order_burst: Annotated[int, Field(ge=1, le=1_000_000)]
+    order_burst: Burst
     taker_fee_bps: Annotated[Decimal, Field(ge=0, le=1000)]
     # A market order is valued, and its cash reserved, at the touch plus this much.
     market_buffer_bps: Annotated[Decimal, Field(ge=0, le=5000)]
-    reference_stale_ms: Annotated[int, Field(ge=100, le=3_600_000)]
-    products: Annotated[dict[str, ProductLimits], Field(min_length=1)]
+    reference_stale_ms: Annotated[int, Field(strict=True, ge=100, le=3_600_000)]
+    products: Annotated[dict[ProductId, ProductLimits], Field(min_length=1)]
     strategies: Annotated[
         dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")], StrategyLimits], Field(min_length=1)
     ]

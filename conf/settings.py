@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableVariable
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CONF_DIR: Final = Path(__file__).resolve().parent
@@ -175,6 +176,8 @@ def load_settings(profile: str | None = None, state_dir: Path | None = None) -> 
     _refuse_unknown_environment(os.environ)
     folder = (state_dir or Path(os.environ.get("DESK_STATE_DIR") or ROOT / ".desk")).resolve()
     running = read_mapping(folder / RUNNING_FILE).get("settings", {})
+    if not isinstance(running, dict):
+        raise SettingsError(f"{folder / RUNNING_FILE}: settings: expected a mapping, was {running!r}")
     name = profile or running.get("profile") or os.environ.get("DESK_PROFILE") or "paper"
     path = CONF_DIR / f"{name}.yaml"
     if not path.is_file():
@@ -187,6 +190,9 @@ def load_settings(profile: str | None = None, state_dir: Path | None = None) -> 
         return _SettledSettings(**_merge(settings.model_dump(), facts))
     except ValidationError as error:
         raise SettingsError(describe(error)) from None
+    except UnreadableVariable as error:
+        # Its text names the section only, which is the variable's name without the prefix.
+        raise SettingsError(f"environment: {error}; a whole section is written as JSON") from None
 
 
 def load_secrets(settings: Settings) -> Secrets:
@@ -207,12 +213,16 @@ def load_secrets(settings: Settings) -> Secrets:
 
 
 def write_secrets(path: Path, values: Mapping[str, str]) -> None:
-    """Write a secrets file that only its owner can read."""
+    """Write a secrets file that only its owner can read, in one step; line breaks in a value become ``\\n``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         os.fchmod(file.fileno(), 0o600)
-        file.writelines(f"{key.upper()}={value}\n" for key, value in values.items())
+        file.writelines("{}={}\n".format(key.upper(), value.replace("\n", "\\n")) for key, value in values.items())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def describe(error: ValidationError) -> str:
@@ -228,10 +238,10 @@ def describe(error: ValidationError) -> str:
 def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML (or JSON) file that holds a mapping; an absent or empty file is an empty one."""
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not readable as YAML: {error}") from error
     if loaded is None:
         return {}
@@ -240,9 +250,35 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return loaded
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without its traps: a key stands once; 12:30, 010 and 1_0 are no numbers, yes and on no booleans."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the name and the kind are PyYAML's
+        first: [(tag, rule) for tag, rule in rules if tag.rpartition(":")[2] not in {"int", "float", "bool"}]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{repeated} is named twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _rule in (
+    ("int", r"[-+]?(0|[1-9][0-9]*)"),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    ("bool", "true|True|TRUE|false|False|FALSE"),
+):
+    _StrictLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_rule})\Z"), list("-+.0123456789tTfF")
+    )
+
+
 def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
     for name in environment:
-        if name.startswith("DESK_") and name.removeprefix("DESK_").split("__")[0].lower() not in Settings.model_fields:
+        section = name.upper().removeprefix("DESK_").split("__")[0].lower()
+        if name.upper().startswith("DESK_") and section not in Settings.model_fields:
             raise SettingsError(f"{name}: not a setting (environment); see conf/settings.py")
 
 
@@ -258,26 +294,40 @@ def _read_secrets_file(path: Path) -> dict[str, str]:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise SettingsError(f"{path}: mode {mode:04o} lets others read it; expected 0600 (chmod 600 {path.name})")
-    secrets = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    secrets: dict[str, str] = {}
+    for number, line in enumerate(_secret_text(path).splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        key, separator, value = line.partition("=")
+        key, separator, value = (part.strip() for part in line.partition("="))
         if not separator:
             raise SettingsError(f"{path} line {number}: expected KEY=value")
-        if value.strip():
-            secrets[key.strip().lower()] = _real_secret(
-                f"{path.name} {key.strip()}", value.strip().replace("\\n", "\n")
-            )
-    return secrets
+        if key.lower() in secrets:
+            raise SettingsError(f"{path} line {number}: {key} is named twice")
+        secrets[key.lower()] = _real_secret(f"{path.name} {key}", _unquoted(value).replace("\\n", "\n"))
+    return {name: value for name, value in secrets.items() if value}
 
 
 def _read_secrets_folder(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise SettingsError(f"secrets_dir: {folder} is not a folder")
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    found = {p.name.lower(): p.read_text().strip() for p in files}
+    found = {p.name.lower(): _secret_text(p).strip() for p in files}
     return {name: _real_secret(name, value) for name, value in found.items() if value}
+
+
+def _secret_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path}: not readable: {error.strerror}") from None
+    except UnicodeDecodeError:
+        # The error itself would show bytes of the secret.
+        raise SettingsError(f"{path}: not UTF-8 text") from None
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'"
+    return value[1:-1] if quoted else value
 
 
 def _real_secret(name: str, value: str) -> str:
