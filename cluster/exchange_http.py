@@ -150,9 +150,11 @@ class Face:
     # --- public market data ---
 
     def server_time(self, request: Request) -> shapes.Json:
+        """GET /time."""
         return shapes.server_time(request.now_ns)
 
     def list_products(self, request: Request) -> shapes.Json:
+        """GET /products: all are SPOT; another product_type finds nothing."""
         wanted = request.query.get("product_ids") or list(MARKETS)
         spot = _one(request, "product_type", "SPOT") in {"SPOT", "UNKNOWN_PRODUCT_TYPE"}
         found = [self._product(name, request.now_ns) for name in wanted if name in MARKETS and spot]
@@ -161,14 +163,17 @@ class Face:
         return {"products": found[offset : offset + limit], "num_products": len(found)}
 
     def get_product(self, request: Request, product_id: str) -> shapes.Json:
+        """GET /products/{id}."""
         return self._product(_known(product_id), request.now_ns)
 
     def best_bid_ask(self, request: Request) -> shapes.Json:
+        """GET /best_bid_ask: one level a side, of all products where none is named."""
         names = request.query.get("product_ids") or list(MARKETS)
         books = [self.exchange.book(_known(name), request.now_ns) for name in names]
         return {"pricebooks": [shapes.pricebook(book, 1) for book in books]}
 
     def product_book(self, request: Request) -> shapes.Json:
+        """GET /product_book: the seeded book, without our own resting orders."""
         if "aggregation_price_increment" in request.query:
             raise RequestError(400, "INVALID_ARGUMENT", "aggregation_price_increment: not simulated")
         limit = _integer(request, "limit", 50, 1, 1_000)
@@ -195,6 +200,7 @@ class Face:
         return {"candles": body["candles"][:limit]}
 
     def market_trades(self, request: Request, product_id: str) -> shapes.Json:
+        """GET /products/{id}/ticker: one seeded trade a second, at most 100."""
         name = _known(product_id)
         limit = min(_integer(request, "limit", _TRADES_MAX, 1, 1_000), _TRADES_MAX)
         now_s = request.now_ns // NS_PER_S
@@ -223,6 +229,7 @@ class Face:
     # --- accounts ---
 
     def list_accounts(self, request: Request) -> shapes.Json:
+        """GET /accounts."""
         limit = _integer(request, "limit", 49, 1, 250)
         entries = list(self.exchange.accounts.values())
         begin = _cursor(request, len(entries), default=0)
@@ -236,12 +243,14 @@ class Face:
         }
 
     def get_account(self, request: Request, account_id: str) -> shapes.Json:
+        """GET /accounts/{uuid}."""
         for entry in self.exchange.accounts.values():
             if entry.uuid == account_id:
                 return {"account": shapes.account(entry, request.now_ns, self.exchange.portfolio_id)}
         raise RequestError(404, "NOT_FOUND", "account: not found")
 
     def transaction_summary(self, request: Request) -> shapes.Json:
+        """GET /transaction_summary: of all time, not of the last month."""
         exchange = self.exchange
         volume = sum((order.filled_value for order in exchange.order_list), Decimal(0))
         paid = sum((order.fees for order in exchange.order_list), Decimal(0))
@@ -249,6 +258,7 @@ class Face:
         return shapes.transaction_summary(volume, paid, balance, exchange.fees)
 
     def key_permissions(self, request: Request) -> shapes.Json:
+        """GET /key_permissions."""
         return shapes.key_permissions(self.exchange.portfolio_id)
 
     def _worth(self, currency: str, now_ns: int) -> Decimal:
@@ -260,6 +270,7 @@ class Face:
     # --- orders ---
 
     def create_order(self, request: Request) -> shapes.Json:
+        """POST /orders: a known client_order_id gets the first order, whatever else the body says."""
         client_order_id = request.body.get("client_order_id")
         if not isinstance(client_order_id, str) or not 0 < len(client_order_id) <= _CLIENT_ORDER_ID_MAX:
             rule = f"client_order_id: expected 1 to {_CLIENT_ORDER_ID_MAX} characters"
@@ -274,6 +285,7 @@ class Face:
             return shapes.order_refused(refusal, given if isinstance(given, dict) else None)
 
     def cancel_orders(self, request: Request) -> shapes.Json:
+        """POST /orders/batch_cancel: a result for each id, in the order given."""
         given = request.body.get("order_ids")
         if not isinstance(given, list) or not all(isinstance(order_id, str) for order_id in given):
             raise RequestError(400, "INVALID_ARGUMENT", "order_ids: expected a list of strings")
@@ -283,6 +295,7 @@ class Face:
         return {"results": [shapes.cancel_result(order_id, results[order_id]) for order_id in given]}
 
     def get_order(self, request: Request, order_id: str) -> shapes.Json:
+        """GET /orders/historical/{id}."""
         order = self.exchange.orders.get(order_id)
         if order is None:
             raise RequestError(404, "NOT_FOUND", f"order {order_id[:40]}: not found")

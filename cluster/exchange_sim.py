@@ -36,6 +36,7 @@ from cluster.exchange_journal import Journal, JournalError
 from cluster.exchange_keys import KeyFileError, open_credentials
 
 _STOP_S_MAX: Final = 0.5
+_CONNECTIONS_MAX: Final = 1_000
 
 _log = logging.getLogger("cluster.exchange_sim")
 
@@ -85,6 +86,7 @@ async def _serve(options: argparse.Namespace) -> None:
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,
+        limit_concurrency=_CONNECTIONS_MAX,
         ssl_certfile=credentials.certificate_file,
         ssl_keyfile=str(credentials.certificate_key_file),
     )
@@ -159,7 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cluster.exchange_sim",
         description="A local exchange that speaks Coinbase Advanced Trade's REST over TLS. Everything is SIMULATED.",
-        epilog="Clients trust DIR/ca.pem and sign with DIR/cdp_key.json; DIR/address.json tells host and port.",
+        epilog="Clients trust DIR/ca.pem and sign with DIR/cdp_key.json; DIR/address.json tells host and port. "
+        "For tests, POST /sim/price (token in DIR/sim_token) pins the mid of a product.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=_port, default=8443, help="TCP port, 0 = a free one (default %(default)s)")

@@ -16,6 +16,7 @@ import re
 import ssl
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -83,6 +84,8 @@ _KNOWN_ORDERS_MAX: Final = 10_000
 # How far back an order is looked for by our own id when the caller does not say since when.
 _LOOK_BACK_S: Final = 2 * 86_400
 
+_log = logging.getLogger(__name__)
+
 
 class Venue:
     """The venue at one endpoint. Thread-safe: every thread has its own sessions."""
@@ -96,7 +99,8 @@ class Venue:
         self._private_budget = TokenBucket(endpoint.requests_per_s)
         self._public_budget = TokenBucket(endpoint.public_requests_per_s)
         self._local = threading.local()
-        self._sessions: list[requests.Session] = []
+        # Weak, so that the connections of a thread that has ended go with it.
+        self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()
         self._client_order_ids: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -115,9 +119,17 @@ class Venue:
         return shapes.integer_of(shapes.required(answer, "epoch_millis", "time"), "epochMillis") * 1_000_000
 
     def products(self) -> list[Product]:
-        """All spot products."""
+        """All spot products. One that cannot be read is left out and logged: the venue lists hundreds."""
         answer = self._read_public(lambda client: client.get_public_products(product_type="SPOT"))
-        return [shapes.read_product(item) for item in shapes.list_of(answer, "products")]
+        found = []
+        for item in shapes.list_of(answer, "products"):
+            try:
+                found.append(shapes.read_product(item))
+            except VenueGarbage as error:
+                _log.warning("product left out: %s", error)
+        if not found:
+            raise VenueGarbage("products: none that can be read")
+        return found
 
     def product(self, product_id: str) -> Product:
         """One product; raises ``VenueNotFound``."""
@@ -356,7 +368,7 @@ class Venue:
             client = self._new_client(private)
             setattr(self._local, name, client)
             with self._lock:
-                self._sessions.append(client.session)
+                self._sessions.add(client.session)
         return client
 
     def _new_client(self, private: bool) -> Any:
@@ -417,7 +429,7 @@ def _sent(call: Callable[[Any], Any], client: Any) -> Json:
 def _http_error(response: requests.Response) -> VenueError:
     status, text = response.status_code, _error_text(response)
     if status in (401, 403):
-        return VenueUnauthorised(f"HTTP {status}: {text}")
+        return VenueUnauthorised(f"HTTP {status}: {text} (key, scopes, or this machine's clock)")
     if status == 429:
         return VenueThrottled(f"HTTP 429: {text}", _retry_after_s(response))
     if status == 404:

@@ -113,13 +113,15 @@ def simulator_endpoint(host_port: str, state_dir: Path, timeout_s: float = 5.0) 
     path = state_dir / "cdp_key.json"
     try:
         content = json.loads(path.read_text())
-        name, secret = str(content["name"]), SecretStr("" + content["privateKey"])
+        name, secret = content["name"], content["privateKey"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise EndpointError(f"{path}: expected the simulator's key; has it been started?") from None
+        name = secret = None
+    if not isinstance(name, str) or not isinstance(secret, str):
+        raise EndpointError(f"{path}: expected the simulator's key; has it been started?")
     return VenueEndpoint(
         host_port,
         key_name=name,
-        key_secret=secret,
+        key_secret=SecretStr(secret),
         ca_file=state_dir / "ca.pem",
         timeout_s=timeout_s,
         simulated=True,

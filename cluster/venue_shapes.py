@@ -152,7 +152,9 @@ _INVALID: Final = "INVALID_ORDER"
 def _sent_decimal(value: Decimal, name: str) -> str:
     if not value.is_finite() or value <= 0 or not -20 < value.adjusted() < 20:
         raise VenueRejected(_INVALID, f"{name}: expected a finite number above 0, was {value}")
-    return format(value.normalize(), "f")
+    # Not normalize(): it would round to the context's 28 digits.
+    text = format(value, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def read_accepted(answer: Json, client_order_id: str) -> str:

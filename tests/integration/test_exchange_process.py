@@ -13,8 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jwt
 import pytest
 import requests
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.simulator import PREFIX, ROOT, Simulator, running_simulator, start_simulator
 
@@ -161,6 +164,42 @@ def test_a_stranger_gets_401_and_no_reason(simulator: Simulator, headers: dict[s
     answer = simulator.request("GET", PREFIX + "/accounts", headers=headers)
     assert (answer.status_code, answer.text, answer.headers["X-Simulated"]) == (401, "Unauthorized\n", "1")
     assert simulator.request("POST", "/sim/price", json={}, headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_token_for_anything_but_this_request_gets_401(simulator: Simulator, method: str) -> None:
+    content = json.loads((simulator.state_dir / "cdp_key.json").read_text())
+    path = PREFIX + ("/accounts" if method == "GET" else "/orders")
+    now_s = int(time.time())
+
+    def status(key: str = content["privateKey"], kid: str = content["name"], **changes: object) -> int:
+        claims = {"sub": kid, "iss": "cdp", "nbf": now_s, "exp": now_s + 120}
+        claims |= {"uri": f"{method} {simulator.host_port}{path}"} | changes
+        token = jwt.encode(claims, key, algorithm="ES256", headers={"kid": kid})
+        return simulator.request(method, path + "?limit=1", headers={"Authorization": f"Bearer {token}"}).status_code
+
+    stranger = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    # A POST without a body gets past the door and is then told what it lacks.
+    assert status() == (200 if method == "GET" else 400)
+    refused = [
+        status(key=stranger.decode()),
+        status(kid="organizations/x/apiKeys/y"),
+        status(exp=now_s),
+        status(nbf=now_s - 600, exp=now_s - 480),
+        status(nbf=now_s + 60),
+        status(exp=now_s + 86_400),
+        status(iss="coinbase"),
+        status(sub="someone"),
+        status(uri=f"{method} {simulator.host_port}{path}?limit=1"),
+        status(uri=f"{method} api.coinbase.com{path}"),
+        status(uri=f"DELETE {simulator.host_port}{path}"),
+    ]
+    assert refused == [401] * 11
+    none = jwt.encode({"sub": content["name"]}, "", algorithm="none", headers={"kid": content["name"]})
+    answer = simulator.request(method, path, headers={"Authorization": f"Bearer {none}"})
+    assert (answer.status_code, answer.text) == (401, "Unauthorized\n")
 
 
 def test_no_key_is_readable_by_others(simulator: Simulator) -> None:

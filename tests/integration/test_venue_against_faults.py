@@ -358,6 +358,21 @@ def test_candles_that_were_not_asked_for_are_dropped_and_bad_ones_refused(venue:
         venue.candles("BTC-USD", Granularity.ONE_MINUTE, 120, 240)
 
 
+def test_one_product_that_cannot_be_read_does_not_hide_the_others(venue: Venue, server: FaultyServer) -> None:
+    flags = ("is_disabled", "trading_disabled", "cancel_only", "limit_only", "post_only", "auction_mode", "view_only")
+    sizes = ("base_increment", "quote_increment", "base_min_size", "base_max_size", "quote_min_size", "quote_max_size")
+    good: dict[str, Any] = dict.fromkeys(sizes, "1") | dict.fromkeys(flags, False)
+    good |= {"product_id": "BTC-USD", "base_currency_id": "BTC", "quote_currency_id": "USD", "status": "online"}
+    odd = [good | {"base_increment": ""}, good | {"quote_increment": "0"}, good | {"product_id": "btc/usd"}, {}]
+    server.script = [http(200, {"products": [*odd, good]})]
+    assert [product.product_id for product in venue.products()] == ["BTC-USD"]
+    bad: list[dict[str, Any]] = [{"products": odd}, {"products": []}, {}]
+    for answer in bad:
+        server.script = [http(200, answer)]
+        with pytest.raises(VenueGarbage):
+            venue.products()
+
+
 def test_a_body_that_echoes_the_token_does_not_reach_an_error_or_a_log(
     venue: Venue, server: FaultyServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cluster import exchange_http
 from cluster.exchange_book import Exchange, Fees
@@ -18,6 +20,7 @@ from cluster.exchange_history import DAY_S, MINUTE_S, History
 from cluster.exchange_http import BODY_BYTES_MAX, PREFIX, Face
 from cluster.exchange_journal import Journal
 from cluster.exchange_keys import Unauthorised, open_credentials
+from cluster.exchange_ticket import Kind
 from strategies.model import NS_PER_S
 
 NOW_NS = 1_741_613_841_500_000_000
@@ -164,6 +167,56 @@ def test_what_is_not_there_is_404_with_a_code(client: Client, method: str, path:
 def test_a_bad_body_is_refused(client: Client, body: bytes, status: int) -> None:
     got, answer, _ = client.send("POST", PREFIX + "/orders", body)
     assert (got, answer["error"]) == (status, "INVALID_ARGUMENT")
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["1", "BUY", "BTC-USD"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(("base_size", "quote_size", "limit_price", "post_only", "end_time"), JSON),
+)
+BODIES = st.fixed_dictionaries(
+    {"client_order_id": st.text(max_size=3)},
+    optional={
+        "product_id": st.just("BTC-USD") | JSON,
+        "side": st.just("BUY") | JSON,
+        "order_configuration": st.dictionaries(st.sampled_from([*Kind, "x"]), FIELDS | JSON, max_size=2) | JSON,
+        "order_ids": JSON,
+        "price": JSON,
+    },
+)
+
+
+@given(body=BODIES | JSON, path=st.sampled_from([PREFIX + "/orders", PREFIX + "/orders/batch_cancel", "/sim/price"]))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_body_breaks_it(client: Client, body: Any, path: str) -> None:
+    status, answer, _ = client.send("POST", path, json.dumps(body).encode(), token=client.sim_token)
+    assert status in {200, 400, 404}, answer
+
+
+@given(
+    path=st.sampled_from([route.pattern.pattern for route in exchange_http._ROUTES if route.method == "GET"]),
+    query=st.dictionaries(
+        st.sampled_from(["limit", "cursor", "start", "end", "granularity", "order_status", "start_date", "end_date"])
+        | st.sampled_from(["product_ids", "product_id", "start_sequence_timestamp", "offset", "order_side"]),
+        st.text(max_size=12)
+        | st.sampled_from(["1", "-1", "ONE_DAY", "BTC-USD", "OPEN", "9" * 11, "2025-01-01T00:00:00Z"]),
+        max_size=4,
+    ),
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_query_breaks_it(client: Client, path: str, query: dict[str, str]) -> None:
+    path = path.replace("\\", "").replace("([^/]+)", "BTC-USD")
+    status, answer, _ = client.send("GET", path, b"", urlencode(query))
+    assert status in {200, 400, 404}, answer
 
 
 def test_a_long_query_is_refused(client: Client) -> None:
