@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import pickle
 import shutil
 import types
 from collections.abc import Callable
@@ -108,29 +109,33 @@ def _floor_hash() -> str:
 class _FloorCacheLocator(_CacheLocator):
     """Tells numba where the cache of one function lies and which state of the sources it belongs to."""
 
-    def __init__(self, line: int, folder: Path) -> None:
+    def __init__(self, line: int, stamp: str, folder: Path) -> None:
         self._line = line
+        self._stamp = stamp
         self._folder = folder
 
     def get_cache_path(self) -> str:
         return str(self._folder)
 
     def get_source_stamp(self) -> str:
-        return _floor_hash()
+        return self._stamp
 
     def get_disambiguator(self) -> str:
         return str(self._line)
 
     @classmethod
     def from_function(cls, py_func: types.FunctionType, py_file: str) -> _FloorCacheLocator:
-        return cls(py_func.__code__.co_firstlineno, _cache_folder(Path(py_file)))
+        source = Path(py_file).resolve()
+        stamp = _floor_hash()
+        if source.parent != FLOOR:  # a test's function, say: its own file counts as well
+            stamp = hashlib.sha256(stamp.encode() + source.read_bytes()).hexdigest()
+        return cls(py_func.__code__.co_firstlineno, stamp, _cache_folder(source, f"{FOLDER_PREFIX}{stamp[:16]}"))
 
 
-def _cache_folder(source: Path) -> Path:
+def _cache_folder(source: Path, name: str) -> Path:
     """The first folder that is there or can be made; an image's may be there to read only."""
     chosen = cast(Any, config).CACHE_DIR  # NUMBA_CACHE_DIR
     users_own = Path(cast(Any, AppDirs)(appname="numba", appauthor=False).user_cache_dir)
-    name = f"{FOLDER_PREFIX}{_floor_hash()[:16]}"
     folders = [(Path(chosen) if chosen else source.parent / "__pycache__") / name, users_own / name]
     for folder in folders:
         try:
@@ -141,12 +146,16 @@ def _cache_folder(source: Path) -> Path:
     return folders[0]
 
 
+# What reading a truncated or overwritten pickle raises, as its documentation lists.
+_DAMAGED = (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, ValueError, TypeError)
+
+
 class _FloorCacheImpl(CompileResultCacheImpl):
-    _locator_classes = [_FloorCacheLocator]  # noqa: RUF012 -- numba reads a list
+    _locator_classes = cast(Any, [_FloorCacheLocator])
 
 
 class _FloorCache(FunctionCache):
-    """As numba's, but a folder that cannot be read or written costs the time to compile and nothing else."""
+    """As numba's, but a cache that cannot be read or written costs the time to compile and nothing else."""
 
     _impl_class = _FloorCacheImpl
 
@@ -154,6 +163,10 @@ class _FloorCache(FunctionCache):
         try:
             return cast(Any, super()).load_overload(sig, target_context)
         except OSError:
+            return None
+        except _DAMAGED:
+            with contextlib.suppress(OSError):
+                cast(Any, self).flush()  # an empty index, so that what is compiled now can be saved
             return None
 
     def save_overload(self, sig: object, data: object) -> None:

@@ -97,6 +97,46 @@ def test_without_any_folder_to_write_everything_still_runs(tmp_path: Path) -> No
     assert answer.stdout == "0.5\n"
 
 
+ONE_FUNCTION = """
+from strategies.compiled import cache_statistics
+from strategies.metrics import total_return
+assert total_return(100.0, 150.0) == 0.5
+print(cache_statistics(total_return))
+"""
+
+
+@pytest.mark.parametrize("kept", [0, 40])
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, ending: str, kept: int) -> None:
+    def answer() -> str:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", ONE_FUNCTION]
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        )
+        return done.stdout.strip()
+
+    assert answer() == "(0, 1)"
+    [file] = tmp_path.rglob(f"metrics.total_return*.{ending}")
+    file.write_bytes(file.read_bytes()[:kept])
+    assert answer() == "(0, 1)"
+    assert answer() == "(1, 0)"
+
+
+def test_a_function_of_another_file_is_stamped_with_that_file(tmp_path: Path) -> None:
+    # The two differ in a constant only, which numba's own key does not see.
+    cache = tmp_path / "cache"
+    for divisor in ("2.0", "3.0"):
+        module = tmp_path / "other.py"
+        module.write_text(
+            f"from strategies.compiled import compiled\n@compiled\ndef part(x):\n    return x / {divisor}\n"
+        )
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+        command = [sys.executable, "-B", "-c", "from other import part; print(part(6.0))"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+        assert float(done.stdout) == 6.0 / float(divisor)
+
+
 def test_only_stale_folders_beside_the_sources_are_forgotten() -> None:
     beside = ROOT / "strategies" / "__pycache__"
     stale = beside / f"{FOLDER_PREFIX}of-another-state"
