@@ -41,7 +41,8 @@ def valkey(folder: Path) -> Iterator[RedisSettings]:
         process = subprocess.Popen([str(get_binary_path()), str(config)], stdout=log, stderr=log)
     try:
         _wait(port, process, folder)
-        yield RedisSettings(host="127.0.0.1", port=port)
+        # Patient, because tests share two cores with servers: a slow machine is not what they are about.
+        yield RedisSettings(host="127.0.0.1", port=port, timeout_s=20, connect_timeout_s=20)
     finally:
         process.kill()
         process.wait()
