@@ -91,7 +91,7 @@ def urls(settings: Settings) -> dict[str, str]:
     """Where a person finds the parts of the running desk."""
     return {
         "API": settings.api_url,
-        "API documentation": f"{settings.api_url}/docs",
+        "API description": f"{settings.api_url}/openapi.json",
         "orders": f"{settings.api_url}/v1/orders",
         "Ray dashboard": f"http://127.0.0.1:{settings.ray.dashboard_port}",
         "API key": str(settings.state_dir / local.API_KEY_FILE),

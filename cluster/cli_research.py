@@ -191,6 +191,22 @@ def sweep(
     _run(parse_spec(content), run_id, detach, as_json, top=top)
 
 
+@data.command("rm")
+@command
+def data_rm(product: str = ProductOption, granularity: str = GranularityOption, as_json: bool = JsonOption) -> None:
+    """Remove one series from the store; also the way out where a file of it is damaged."""
+    from cluster.market_data import BarStore
+    from strategies.model import Granularity
+
+    if granularity not in set(Granularity):
+        raise CommandError(f"granularity: {granularity!r} is none of {', '.join(Granularity)}", field="granularity")
+    removed = BarStore(load_settings().bars_path).remove(product, Granularity(granularity))
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        console.print(f"{product} {granularity}: {'removed' if removed else 'was not in the store'}")
+
+
 @jobs.command("ls")
 @command
 def jobs_ls(
@@ -302,7 +318,8 @@ def _run(spec: SweepSpec, run_id: str | None, detach: bool, as_json: bool, top: 
     folder = prepare_run(settings.runs_path, BarStore(settings.bars_path), spec, run_id, kind)
     if folder.progress().state is not RunState.SUCCEEDED:
         entrypoint = folder.entrypoint(settings.bars_path)
-        client.resubmit(folder.run_id, entrypoint, {"kind": kind, "product": spec.product_id})
+        metadata = {"kind": str(kind), "product": spec.product_id}
+        client.resubmit(folder.run_id, entrypoint, metadata, settings.ray.driver_num_cpus)
     if detach:
         if as_json:
             print_json({"run_id": folder.run_id, "run_dir": folder.path})
@@ -345,18 +362,16 @@ def _follow(settings: Settings, folder: RunFolder) -> RunProgress:
 def _settled(settings: Settings, folder: RunFolder) -> RunProgress:
     """The run's progress, corrected where its job has ended without a word."""
     from cluster.ray_jobs import RayJobsError
-    from cluster.runs import settle
+    from cluster.runs import settle_with_job
 
     progress = folder.progress()
     if progress.state.ended:
         return progress
     try:
-        job = _ray_jobs(settings).find(folder.run_id)
-    except (RayJobsError, CommandError):
+        return settle_with_job(folder, _ray_jobs(settings).find(folder.run_id))
+    except RayJobsError:
+        # Without Ray what the folder says stands.
         return progress
-    if job is None:
-        return settle(folder, "UNKNOWN")
-    return settle(folder, job.status) if job.status.ended else progress
 
 
 def _print_leaderboard(folder: RunFolder, top: int) -> None:

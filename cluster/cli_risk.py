@@ -73,7 +73,7 @@ def risk_halt(
     account: str | None = AllAccountsOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """Stop new orders at once; CANCEL_ALL also cancels the open ones."""
+    """Stop new orders at once; CANCEL_ALL also cancels the open ones. Never loosens a stricter state."""
     _set_states(scope, name, TradingState(state.value), reason, account, as_json)
 
 
@@ -272,8 +272,12 @@ def _set_states(
         for one in accounts:
             if field not in (await ledger.snapshot(one)).state:
                 continue
-            seq, asked = await ledger.set_state(one, field, state, actor, reason)
-            changed.append({"account": one, "scope": field, "state": state, "audit_seq": seq, "cancels_asked": asked})
+            holds: TradingState = state
+            if state is TradingState.ACTIVE:
+                seq, asked = await ledger.set_state(one, field, state, actor, reason)
+            else:
+                seq, asked, holds = await ledger.tighten(one, field, state, actor, reason)
+            changed.append({"account": one, "scope": field, "state": holds, "audit_seq": seq, "cancels_asked": asked})
         if not changed:
             raise CommandError(f"name: no account knows {field}", field="name", value=name, rule="a configured one")
         return changed

@@ -34,6 +34,7 @@ from cluster.run_folder import (
 
 if TYPE_CHECKING:
     from cluster.market_data import BarStore
+    from cluster.ray_jobs import Job
     from strategies.backtest import SweepSpec
     from strategies.model import Bars
 
@@ -66,6 +67,8 @@ BARS_MIN: Final = 2
 UNKNOWN: Final = "unknown"
 _RUN_ID: Final = re.compile(r"[a-z0-9-]{1,64}")
 _GIT_TIMEOUT_S: Final = 5.0
+# How long a run that was laid out may be on its way to the cluster.
+SUBMITTING_S: Final = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +192,18 @@ def settle(folder: RunFolder, job_ended_as: str) -> Progress:
     except RunBusy:
         return progress
     return progress
+
+
+def settle_with_job(folder: RunFolder, job: Job | None) -> Progress:
+    """The run's progress, settled where ``job`` has ended, or where the cluster does not know it (None).
+
+    A folder laid out a moment ago may still be on its way to the cluster, so an unknown job is no sign of an end then.
+    """
+    progress = folder.progress()
+    submitting = progress.state is RunState.PENDING and time.time_ns() - progress.updated_ns < SUBMITTING_S * 1e9
+    if progress.state.ended or (submitting if job is None else not job.status.ended):
+        return progress
+    return settle(folder, str(job.status) if job else UNKNOWN)
 
 
 def failure_of(error: Exception) -> RunFailure:

@@ -47,7 +47,7 @@ class RedisSettings(_Section):
     database: int = Field(0, ge=0, le=15)
     tls: bool = False
     timeout_s: float = Field(1.0, gt=0, le=30)
-    connect_timeout_s: float = Field(0.5, gt=0, le=30)
+    connect_timeout_s: float = Field(1.0, gt=0, le=30)
     maxmemory_mb: int = Field(512, ge=16)
     appendfsync: Literal["always", "everysec"] = "always"
 
@@ -60,6 +60,7 @@ class RaySettings(_Section):
     dashboard_port: int = Field(0, ge=0, le=65535)
     num_cpus: int = Field(0, ge=0, description="logical CPUs Ray may use; 0 = twice the machine's")
     object_store_mb: int = Field(512, ge=80)
+    driver_num_cpus: float = Field(0.0, ge=0, le=64, description="CPUs of a job's driver; above 0 it leaves the head")
 
 
 class ServeSettings(_Section):

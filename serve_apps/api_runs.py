@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
@@ -23,6 +22,7 @@ from cluster.runs import (
     open_run,
     prepare_run,
     settle,
+    settle_with_job,
 )
 from serve_apps.api_access import Desk
 from serve_apps.api_shapes import Nanoseconds, Shape
@@ -31,8 +31,6 @@ from serve_apps.problem import Problem
 
 # A job's supervisor alone takes some 85 MB, so more of them than this would bring the head down.
 JOBS_AT_ONCE_MAX: Final = 8
-# A folder laid out this recently may still be on its way to the cluster, so an unknown job is no sign of an end yet.
-SUBMITTING_S: Final = 90.0
 UNKNOWN: Final = "UNKNOWN"
 
 Stopping = Literal["REQUESTED", "STOPPED", "ALREADY"]
@@ -136,7 +134,7 @@ async def settled(desk: Desk, folder: RunFolder) -> tuple[Progress, str | None]:
         # Without Ray what the folder says stands; the next question asks again.
         return progress, None
     try:
-        return await _settled_with(folder, progress, job)
+        return await _settled_with(folder, job)
     except RunError as error:
         raise damaged(folder, error) from None
 
@@ -190,7 +188,7 @@ async def submit(desk: Desk, folder: RunFolder, kind: str, by: str, *, again: bo
 
     def work(jobs: RayJobs) -> str:
         start = jobs.resubmit if again else jobs.submit
-        return start(folder.run_id, entrypoint, metadata)
+        return start(folder.run_id, entrypoint, metadata, desk.settings.ray.driver_num_cpus)
 
     try:
         await desk.ray.call(work, timeout_s=SUBMIT_TIMEOUT_S + 5)
@@ -259,19 +257,16 @@ async def _listed(desk: Desk, info: RunInfo, job: Job | None) -> RunView:
         return run_view(info.run_id, info.record, info.progress)
     folder = RunFolder(desk.runs_dir / info.run_id)
     try:
-        progress, status = await _settled_with(folder, info.progress, job)
+        progress, status = await _settled_with(folder, job)
     except RunError as error:
         logger.error("run %s: %s", info.run_id, error)  # noqa: TRY400 -- the text says it all
         return run_view(info.run_id, None, None)
     return run_view(info.run_id, info.record, progress, status)
 
 
-async def _settled_with(folder: RunFolder, progress: Progress, job: Job | None) -> tuple[Progress, str | None]:
-    status = str(job.status) if job else UNKNOWN
-    submitting = progress.state is RunState.PENDING and time.time_ns() - progress.updated_ns < SUBMITTING_S * 1e9
-    if job.status.ended if job else not submitting:
-        progress = await asyncio.to_thread(settle, folder, status)
-    return progress, status
+async def _settled_with(folder: RunFolder, job: Job | None) -> tuple[Progress, str | None]:
+    progress = await asyncio.to_thread(settle_with_job, folder, job)
+    return progress, str(job.status) if job else UNKNOWN
 
 
 async def _require_room(desk: Desk) -> None:

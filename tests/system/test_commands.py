@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 COMMANDS = [
     "up", "down", "status", "demo", "ingest", "backtest", "sweep", "report",
-    "data ls", "data check", "jobs ls", "jobs show", "jobs logs", "jobs stop",
+    "data ls", "data check", "data rm", "jobs ls", "jobs show", "jobs logs", "jobs stop",
     "risk status", "risk halt", "risk resume", "risk verify", "orders submit", "orders ls", "orders cancel",
 ]  # fmt: skip
 
@@ -75,6 +75,8 @@ def test_bars_are_ingested_once_and_a_backtest_runs_on_them(desk: Desk) -> None:
     with open(answer["report"]) as page:
         assert "SIMULATED" in page.read()
     assert answer["run_id"] in [row["run_id"] for row in as_json(desk, "jobs ls")]
+    assert as_json(desk, "data rm", "-p", "ETH-USD", "-g", "ONE_DAY") == {"removed": True}
+    assert as_json(desk, "data rm", "-p", "ETH-USD", "-g", "ONE_DAY") == {"removed": False}
 
 
 @pytest.mark.parametrize(
