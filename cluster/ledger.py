@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -21,17 +23,19 @@ import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from cluster.ledger_replay import BrokenAudit, Replay
 from conf.limits import AccountLimits
 from conf.settings import Secrets, Settings
 from strategies.model import (
+    EXACT,
     LEDGER_INTEGER_MAX,
     MICROS_PER_UNIT,
     Denial,
     Fill,
+    IncrementError,
     Order,
     OrderStatus,
     Product,
-    Side,
     TradingState,
     micros_exact,
 )
@@ -40,10 +44,12 @@ ACCOUNTS_KEY: Final = "tt:accounts"
 PRODUCTS_KEY: Final = "tt:products"
 API_KEYS_KEY: Final = "tt:api_keys"
 HEARTBEATS_KEY: Final = "tt:heartbeats"
+_MICRO: Final = 1 / Decimal(MICROS_PER_UNIT)
 OUTBOX_GROUP: Final = "execution"
 # More calls than this waiting for the server means it cannot keep up: refusing is better than queueing without end.
 WAITING_CALLS_MAX: Final = 20_000
 PIPELINE_CALLS_MAX: Final = 256
+CONNECTIONS_MAX: Final = 32
 
 
 class LedgerError(RuntimeError):
@@ -94,6 +100,15 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class _Call:
+    """A command on its way: where the reply goes, and since when (the event loop's seconds) it waits."""
+
+    command: tuple[str, ...]
+    future: asyncio.Future[Any]
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class OutboxEntry:
     """One instruction on its way to the venue."""
 
@@ -117,17 +132,18 @@ def fingerprint(order: Order) -> str:
     """Identity of an order's content: a repeat of its id must have the same one."""
     fields = asdict(order)
     for name in ("quantity", "limit_price"):
-        fields[name] = None if fields[name] is None else str(fields[name].normalize())
+        fields[name] = None if fields[name] is None else str(fields[name].normalize(EXACT))
     return hashlib.blake2b(json.dumps(fields, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 class Ledger:
     """The verbs. Every method may raise ``LedgerUnavailable`` or ``LedgerError``."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        """Use ``client`` for everything; ``close`` closes it."""
+    def __init__(self, client: redis.asyncio.Redis, timeout_s: float) -> None:
+        """Use ``client`` for everything; ``close`` closes it. No exchange with the server takes longer than this."""
         self._client = client
-        self._waiting: list[tuple[str, tuple[str, ...], asyncio.Future[Any]]] = []
+        self._timeout_s = timeout_s
+        self._waiting: list[_Call] = []
         self._flushing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -135,21 +151,22 @@ class Ledger:
         """A ledger on the server of ``settings``; nothing is sent yet."""
         if not settings.redis.port:
             raise LedgerUnavailable("redis.port: no ledger server is known; is the desk up? (desk up)")
-        client = redis.asyncio.Redis(
+        pool = redis.asyncio.BlockingConnectionPool(
+            connection_class=redis.asyncio.SSLConnection if settings.redis.tls else redis.asyncio.Connection,
+            max_connections=CONNECTIONS_MAX,
+            timeout=settings.redis.timeout_s,
             host=settings.redis.host or "127.0.0.1",
             port=settings.redis.port,
             db=settings.redis.database,
-            ssl=settings.redis.tls,
             password=secrets.redis_password.get_secret_value() if secrets.redis_password else None,
             socket_timeout=settings.redis.timeout_s,
             socket_connect_timeout=settings.redis.connect_timeout_s,
-            # A connection that a restarted server has closed is opened anew, once: every verb may be repeated safely.
-            # After a time-out nothing is repeated behind the caller's back.
-            retry=Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
+            # Never repeated behind our back: a repeat is the caller's, with the same id.
+            retry=Retry(NoBackoff(), 0),
             decode_responses=True,
-            max_connections=64,
         )
-        return cls(client)
+        timeout_s = settings.redis.timeout_s + settings.redis.connect_timeout_s
+        return cls(redis.asyncio.Redis.from_pool(pool), timeout_s)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -252,17 +269,22 @@ class Ledger:
         return reply[0]
 
     async def fill(self, account: str, epoch: int, fill: Fill, product: Product) -> tuple[str, str]:
-        """Book a fill once: (APPLIED | DUPLICATE | NOT_FOUND, the order's status)."""
+        """Book a fill once: (APPLIED | DUPLICATE | NOT_FOUND, the order's status).
+
+        Raises ``LedgerError`` for a fill of another product or side than its order's.
+        """
         reply = await self._fenced(
             "tt_fill",
             account,
             epoch,
             fill.client_order_id,
             fill.trade_id,
-            str(product.lots(fill.quantity)),
-            str(micros_exact(fill.price * fill.quantity)),
+            str(_increments(product.lots, fill.quantity)),
+            str(micros_exact(EXACT.multiply(fill.price, fill.quantity))),
             str(micros_exact(fill.fee)),
             str(fill.ts_ns),
+            fill.product_id,
+            fill.side.value,
         )
         return reply[0], reply[1]
 
@@ -278,20 +300,14 @@ class Ledger:
         arguments: list[str] = []
         for product, bid, ask in quotes:
             numerator, denominator = value_scale(product)
-            ticks = (str(product.ticks(bid)), str(product.ticks(ask)))
+            ticks = (str(_increments(product.ticks, bid)), str(_increments(product.ticks, ask)))
             arguments += [product.product_id, *ticks, str(numerator), str(denominator)]
         if arguments:
             await self._call("tt_set_reference", account, *arguments)
 
     async def outbox_open(self, account: str) -> None:
         """Make the outbox's consumer group if it does not exist."""
-        try:
-            await self._client.xgroup_create(f"{account_base(account)}:outbox", OUTBOX_GROUP, id="0", mkstream=True)
-        except redis.exceptions.ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise LedgerError(str(error)) from error
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-            raise LedgerUnavailable(str(error)) from error
+        await self._call("tt_open_outbox", account, OUTBOX_GROUP)
 
     async def outbox_read(self, account: str, consumer: str, start: str, at_most: int) -> list[OutboxEntry]:
         """Entries for ``consumer``: ``start`` ">" = new ones, "0" = those it was given and has not finished."""
@@ -325,7 +341,8 @@ class Ledger:
         """Replace the account's limits; returns their version (unchanged where nothing differs)."""
         arguments = [part for pair in sorted(fields.items()) for part in pair]
         version = int(await self._call("tt_set_limits", account, by, *arguments))
-        await self._direct("SADD", ACCOUNTS_KEY, account)
+        if account not in await self.accounts():
+            await self._direct("SADD", ACCOUNTS_KEY, account)
         return version
 
     async def open_account(
@@ -361,50 +378,59 @@ class Ledger:
         return Snapshot(now_ms=now_ms, strategy_positions=held, **parts)
 
     async def verify(self, account: str) -> list[Difference]:
-        """Prove the books: open reservations summed afresh, and cash and positions replayed from the audit stream.
+        """Prove the books: every counter against the open reservations summed afresh, and all against the audit stream.
 
-        Returns the figures that do not add up; an empty list is the proof. The replay is compared only if no entry
-        came between the sums and the stream, and is tried again otherwise.
+        Returns the figures that do not add up; an empty list is the proof. The sums are of one instant, and the stream
+        is replayed up to that instant, so the proof holds while others write.
         """
-        for _ in range(20):
-            sums, book, positions = (_pairs(part) for part in await self._call("tt_open_sums", account))
-            replayed = await self._replay(account)
-            if replayed["seq"] == int(book.get("seq", "0")):
-                break
-        else:
-            replayed = {}
-        differences = [Difference("orders in :open without a reservation", 0, int(sums.pop("broken")))]
-        counted = (
-            {f for f in book if f.endswith(("|open_orders", "|open_notional", "_lots"))} | {"reserved"} | set(sums)
-        )
-        differences += [Difference(f, int(book.get(f, "0")), int(sums.get(f, "0"))) for f in sorted(counted)]
-        if replayed:
-            differences += _compare_replay(book, positions, replayed)
-        return [d for d in differences if d.booked != d.computed]
+        reply = await self._call("tt_open_sums", account)
+        sums, book, positions = (_figures(part) for part in reply[:3])
+        by_strategy = _pairs(reply[3])
+        strategies = {(s, p): lots for s in by_strategy for p, lots in _figures(by_strategy[s]).items()}
+        differences = [
+            _difference("orders in :open without a reservation", 0, sums.pop("broken")),
+            _difference("reserved orders missing in the outbox", 0, sums.pop("unqueued")),
+        ]
+        counted = {"reserved", *sums, *(f for f in book if f.endswith(("|open_orders", "|open_notional", "_lots")))}
+        differences += [_difference(f, book.get(f, 0), sums.get(f, 0)) for f in sorted(counted)]
+        entries = book.pop("seq", 0)
+        book.pop("denied_for_rate", None)
+        replay = Replay()
+        try:
+            await self._replay(account, replay, -1 if entries is None else entries)
+        except BrokenAudit as error:
+            differences.append(_difference(f"audit entries ({error})", entries, replay.seq))
+        if replay.seq == entries:
+            differences += _compare("", book, replay.book())
+            differences += _compare("position ", positions, replay.positions)
+            differences += _compare("position of strategy ", strategies, replay.strategy_positions)
+        return [d for d in differences if d is not None]
 
-    async def _replay(self, account: str) -> dict[str, int]:
-        """Cash, positions and the last number, from the audit stream alone; -1 as number where one is missing."""
-        totals: dict[str, int] = {"seq": 0}
+    async def _replay(self, account: str, replay: Replay, entries: int) -> None:
+        """Take the first ``entries`` entries of the stream; raises ``BrokenAudit`` where they are not all there."""
         start = "-"
         while True:
             page = await self._direct("XRANGE", f"{account_base(account)}:audit", start, "+", "COUNT", "1000")
             for _, fields in page:
-                if int(fields["seq"]) != totals["seq"] + 1:
-                    raise LedgerError(
-                        f"audit of {account}: entry {totals['seq'] + 1} is missing before {fields['seq']}"
-                    )
-                totals["seq"] += 1
-                _replay_entry(totals, fields["kind"], json.loads(fields["data"]))
+                if replay.seq == entries:
+                    # Written since the sums were made; only that it is the next one can be said of it.
+                    entries_seen = fields.get("seq")
+                    if entries_seen != str(entries + 1):
+                        raise BrokenAudit(f"expected entry {entries + 1}, was {entries_seen}")
+                    return
+                replay.apply(fields)
             if len(page) < 1000:
-                return totals
+                break
             start = f"({page[-1][0]}"
+        if replay.seq != entries:
+            raise BrokenAudit(f"expected {entries}, the stream ends after {replay.seq}")
 
     # -- what all share ------------------------------------------------------------------------------------------------
 
     async def set_products(self, products: Sequence[Product]) -> None:
         """Publish the venue's products for the replicas."""
         fields = [part for p in products for part in (p.product_id, json.dumps(asdict(p), default=str))]
-        await self._direct("HSET", PRODUCTS_KEY, *fields)
+        await self._send("FCALL", "tt_put", "1", PRODUCTS_KEY, *fields)
 
     async def products(self) -> dict[str, Product]:
         """The venue's products as last published."""
@@ -416,13 +442,13 @@ class Ledger:
 
     async def put_api_key(self, key_id: str, record: Mapping[str, Any]) -> None:
         """Add or replace an API key's record."""
-        await self._direct("HSET", API_KEYS_KEY, key_id, json.dumps(record))
+        await self._send("FCALL", "tt_put", "1", API_KEYS_KEY, key_id, json.dumps(record))
 
     async def beat(self, part: str, detail: Mapping[str, Any]) -> None:
         """Note that a part of the desk is alive, with its figures; the time is the server's."""
         seconds, micros = await self._direct("TIME")
         beat = {"at_ms": int(seconds) * 1000 + int(micros) // 1000, **detail}
-        await self._direct("HSET", HEARTBEATS_KEY, part, json.dumps(beat))
+        await self._send("FCALL", "tt_put", "1", HEARTBEATS_KEY, part, json.dumps(beat))
 
     async def heartbeats(self) -> dict[str, dict[str, Any]]:
         """The last heartbeat of each part with ``age_ms``."""
@@ -440,37 +466,64 @@ class Ledger:
         return [str(part) for part in reply]
 
     async def _call(self, function: str, account: str, *arguments: str) -> Any:
-        """One function call, sent with all others of this turn of the event loop."""
+        return await self._send("FCALL", function, "1", account_base(account), *arguments)
+
+    async def _direct(self, *command: str) -> Any:
+        return await self._send(*command)
+
+    async def _send(self, *command: str) -> Any:
+        """One command, sent with all others of this turn of the event loop."""
         if len(self._waiting) >= WAITING_CALLS_MAX:
             raise LedgerUnavailable(f"more than {WAITING_CALLS_MAX} calls are waiting for the ledger")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((function, (account_base(account), *arguments), future))
+        try:
+            "".join(command).encode()
+        except UnicodeEncodeError as error:
+            # Found while packing, it would fail the calls of everybody else in the pipeline.
+            raise LedgerError(f"not text that can be sent: {error}") from None
+        loop = asyncio.get_running_loop()
+        call = _Call(command, loop.create_future(), loop.time())
+        self._waiting.append(call)
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
-        return await future
+        return await call.future
 
     async def _flush(self) -> None:
         while self._waiting:
-            batch = self._waiting[:PIPELINE_CALLS_MAX]
-            del self._waiting[:PIPELINE_CALLS_MAX]
+            batch = self._next_batch()
+            replies: list[Any] = [LedgerUnavailable("the exchange with the ledger was interrupted")] * len(batch)
             try:
-                pipe = self._client.pipeline(transaction=False)
-                for function, arguments, _ in batch:
-                    pipe.fcall(function, 1, *arguments)
-                replies = await pipe.execute(raise_on_error=False)
+                replies = await self._exchange(batch)
             except (redis.exceptions.RedisError, OSError) as error:
                 replies = [error] * len(batch)
-            for (_, _, future), reply in zip(batch, replies, strict=True):
-                # A caller that hung up has cancelled its future; setting it would end this task for everybody else.
-                if not future.done():
-                    _settle(future, reply)
+            finally:
+                # Whatever happened, nobody is left waiting for an answer that will not come.
+                for call, reply in zip(batch, replies, strict=True):
+                    # A caller that hung up has cancelled its future; setting it would end this task for all others.
+                    if not call.future.done():
+                        _settle(call.future, reply)
 
-    async def _direct(self, *command: str) -> Any:
-        return await self._guard(self._client.execute_command(*command))  # type: ignore[no-untyped-call]
+    def _next_batch(self) -> list[_Call]:
+        """The calls to send now; those that have waited too long, or that nobody waits for, are not sent at all."""
+        batch, self._waiting = self._waiting[:PIPELINE_CALLS_MAX], self._waiting[PIPELINE_CALLS_MAX:]
+        too_old = asyncio.get_running_loop().time() - self._timeout_s
+        for call in batch:
+            if call.since_s < too_old and not call.future.done():
+                call.future.set_exception(LedgerUnavailable("the ledger does not answer: the call was not sent"))
+        return [call for call in batch if not call.future.done()]
+
+    async def _exchange(self, batch: Sequence[_Call]) -> list[Any]:
+        pipe = self._client.pipeline(transaction=False)
+        for call in batch:
+            pipe.execute_command(*call.command)
+        # The client's own time-out is one of each reply, not of them all.
+        async with asyncio.timeout(self._timeout_s):
+            replies: list[Any] = await pipe.execute(raise_on_error=False)
+        return replies
 
     async def _guard(self, awaitable: Any) -> Any:
         try:
-            return await awaitable
+            async with asyncio.timeout(self._timeout_s):
+                return await awaitable
         except (redis.exceptions.RedisError, OSError) as error:
             raise _translate(error) from error
 
@@ -478,24 +531,24 @@ class Ledger:
 def limit_fields(limits: AccountLimits, products: Mapping[str, Product]) -> dict[str, str]:
     """The limits as the ledger's integers; raises ``LedgerError`` for a product the venue does not have."""
     fields: dict[str, str] = {"account|reference_stale_ms": str(limits.reference_stale_ms)}
-    fields["account|taker_fee_ppm"] = str(int(limits.taker_fee_bps * 100))
-    fields["account|market_buffer_ppm"] = str(int(limits.market_buffer_bps * 100))
+    # Rounded to the stricter side, as every limit: costs up, amounts and rates down.
+    fields["account|taker_fee_ppm"] = str(math.ceil(limits.taker_fee_bps * 100))
+    fields["account|market_buffer_ppm"] = str(math.ceil(limits.market_buffer_bps * 100))
     scopes: list[tuple[str, Any]] = [("account", limits)]
     scopes += [(f"product|{name}", item) for name, item in limits.products.items()]
     scopes += [(f"strategy|{name}", item) for name, item in limits.strategies.items()]
     for scope, item in scopes:
-        fields[f"{scope}|max_order_notional"] = _limit(item.max_order_notional, MICROS_PER_UNIT)
-        fields[f"{scope}|max_open_orders"] = _limit(item.max_open_orders, 1)
+        fields[f"{scope}|max_order_notional"] = _limit(item.max_order_notional, _MICRO)
+        fields[f"{scope}|max_open_orders"] = _limit(item.max_open_orders, Decimal(1))
         if scope.startswith("product|"):
             if scope[8:] not in products:
                 raise LedgerError(f"limits: {scope[8:]} is not a product of the venue")
-            lots_per_unit = 1 / products[scope[8:]].base_increment
-            fields[f"{scope}|max_position"] = _limit(item.max_position, lots_per_unit)
+            fields[f"{scope}|max_position"] = _limit(item.max_position, products[scope[8:]].base_increment)
         else:
-            fields[f"{scope}|max_gross_exposure"] = _limit(item.max_gross_exposure, MICROS_PER_UNIT)
-            interval = item.order_rate_per_s
+            fields[f"{scope}|max_gross_exposure"] = _limit(item.max_gross_exposure, _MICRO)
+            rate = item.order_rate_per_s
             fields[f"{scope}|order_interval_us"] = (
-                interval if isinstance(interval, str) else str(max(1, int(MICROS_PER_UNIT / interval)))
+                rate if isinstance(rate, str) else str(math.ceil(MICROS_PER_UNIT / Fraction(rate)))
             )
             fields[f"{scope}|order_burst"] = str(item.order_burst)
     return fields
@@ -510,10 +563,17 @@ def _amounts(order: Order, product: Product | None) -> tuple[str, str, str, str]
     return str(product.lots(order.quantity)), ticks, str(numerator), str(denominator)
 
 
-def _limit(amount: Decimal | int | str, per_unit: Decimal | int) -> str:
+def _increments(count: Callable[[Decimal], int], amount: Decimal) -> int:
+    try:
+        return count(amount)
+    except IncrementError as error:
+        raise LedgerError(f"the venue's figure does not fit its product: {error}") from error
+
+
+def _limit(amount: Decimal | int | str, increment: Decimal) -> str:
     if isinstance(amount, str):
         return amount
-    value = int(Decimal(amount) * per_unit)
+    value = int(EXACT.divide_int(Decimal(amount), increment))
     if value > LEDGER_INTEGER_MAX:
         raise LedgerError(f"limit {amount}: more than the ledger can count; write unlimited if that is meant")
     return str(value)
@@ -526,23 +586,23 @@ def _settle(future: asyncio.Future[Any], reply: Any) -> None:
         future.set_result(reply)
 
 
-_UNAVAILABLE_ERRORS: Final = (
-    "LOADING",
-    "OOM",
-    "MISCONF",
-    "READONLY",
-    "NOREPLICAS",
-    "MASTERDOWN",
-    "BUSY",
-    "Function not",
+# The server's refusals that say "not now" rather than "not so"; redis-py has classes for some and texts of others.
+_NOT_NOW: Final = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
 )
+_NOT_NOW_TEXTS: Final = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY ", "Function not found")
 
 
 def _translate(error: Exception) -> Exception:
-    refused = isinstance(error, redis.exceptions.ResponseError)
-    if refused and not any(mark in str(error) for mark in _UNAVAILABLE_ERRORS):
+    if isinstance(error, (LedgerUnavailable, LedgerError)):
+        return error
+    refused = isinstance(error, redis.exceptions.ResponseError | redis.exceptions.DataError)
+    if refused and not isinstance(error, _NOT_NOW) and not str(error).startswith(_NOT_NOW_TEXTS):
         return LedgerError(f"the ledger refused a call: {error}")
-    return LedgerUnavailable(f"the ledger does not answer: {error}")
+    return LedgerUnavailable(f"the ledger does not answer: {error or type(error).__name__}")
 
 
 def _pairs(flat: Any) -> dict[str, str]:
@@ -562,25 +622,21 @@ def _product(text: str) -> Product:
     return Product(**(fields | {name: Decimal(fields[name]) for name in decimals}))
 
 
-def _replay_entry(totals: dict[str, int], kind: str, data: dict[str, Any]) -> None:
-    def add(field: str, amount: int) -> None:
-        totals[field] = totals.get(field, 0) + amount
-
-    if kind == "OPENED":
-        add("cash", int(data["cash"]))
-        for product, opening in data["positions"].items() if data["positions"] else ():
-            add(f"position {product}", int(opening["lots"]))
-    elif kind == "FILL":
-        sign = 1 if data["side"] == Side.BUY else -1
-        add("cash", -sign * int(data["value"]) - int(data["fee"]))
-        add("fees", int(data["fee"]))
-        add(f"position {data['product']}", sign * int(data["lots"]))
+def _figures(flat: Any) -> dict[str, int | None]:
+    """Counters as integers; None for what is no integer."""
+    return {name: int(text) if re.fullmatch(r"-?[0-9]+", text) else None for name, text in _pairs(flat).items()}
 
 
-def _compare_replay(
-    book: Mapping[str, str], positions: Mapping[str, str], replayed: Mapping[str, int]
-) -> list[Difference]:
-    figures = {name: int(book.get(name, "0")) for name in ("cash", "fees")}
-    figures |= {f"position {product}": int(lots) for product, lots in positions.items()}
-    names = (set(figures) | set(replayed)) - {"seq"}
-    return [Difference(f"{n} (audit replay)", figures.get(n, 0), replayed.get(n, 0)) for n in sorted(names)]
+def _difference(what: str, booked: int | None, computed: int | None) -> Difference | None:
+    if booked is None or computed is None:
+        return Difference(f"{what} (no integer)", booked or 0, computed or 0)
+    return None if booked == computed else Difference(what, booked, computed)
+
+
+def _compare(what: str, booked: Mapping[Any, int | None], computed: Mapping[Any, int]) -> list[Difference | None]:
+    names = sorted(set(booked) | set(computed))
+    return [_difference(f"{what}{_name(n)} (audit replay)", booked.get(n, 0), computed.get(n, 0)) for n in names]
+
+
+def _name(name: str | tuple[str, str]) -> str:
+    return name if isinstance(name, str) else " ".join(name)
