@@ -191,6 +191,11 @@ def _log(state_dir: Path, name: str) -> Path:
 def _settled(settings: Settings) -> Settings:
     """The settings with every port decided, secrets made and the state folder recorded."""
     folder = settings.state_dir
+    if settings.venue.kind == "coinbase":
+        found = load_secrets(settings)
+        if found.coinbase_key_name is None or found.coinbase_private_key is None:
+            needed = "COINBASE_KEY_NAME and COINBASE_PRIVATE_KEY in conf/secrets.env"
+            raise DeskError(f"venue.kind: orders go to Coinbase only with a key: put {needed}")
     if not recorded(folder):
         scratch = scratch_dir(folder)
         shutil.rmtree(scratch, ignore_errors=True)
