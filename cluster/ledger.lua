@@ -48,12 +48,16 @@ local function positive(s)
   return n
 end
 
--- floor(a * b / d) and whether a rest was left, exact for 0 <= a, b and 0 < d all below 2^51; nil above 2^51.
+-- floor(a * b / d) and whether a rest was left, exact for 0 <= a, b and 0 < d all below 2^51; nil from 2^51 - 1 on.
 -- Schoolbook division of a * b by d, with digits of a as large as keep every product below 2^53.
 local function mul_div(a, b, d)
   if a * b < EXACT_PRODUCT_MAX then
     local rest = (a * b) % d
-    return (a * b - rest) / d, rest > 0
+    local quotient = (a * b - rest) / d
+    if quotient >= INTEGER_MAX then
+      return nil
+    end
+    return quotient, rest > 0
   end
   if a * b / d >= INTEGER_MAX then
     return nil

@@ -10,7 +10,8 @@ import pytest
 from cluster.ledger import Ledger
 from conf.settings import RedisSettings, Settings
 from tests.api_desk import ApiDesk, open_desk
-from tests.servers import redis_secrets, valkey
+from tests.books import Books
+from tests.servers import KINDS, Server, binary, redis_secrets, valkey
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,14 @@ def anyio_backend() -> str:
 def ledger_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSettings]:
     """A running Valkey, empty at first."""
     with valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def each_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSettings]:
+    """A running Valkey, then Debian's Redis where it is installed: a module that overrides ``ledger_server`` with
+    this one runs on both."""
+    with Server(binary(request.param), tmp_path_factory.mktemp(request.param)).running() as server:
         yield server
 
 
@@ -40,6 +49,12 @@ async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
     await ledger.install()
     yield ledger
     await ledger.close()
+
+
+@pytest.fixture
+def books(ledger: Ledger) -> Books:
+    """An account not opened yet."""
+    return Books(ledger)
 
 
 @pytest.fixture
