@@ -23,6 +23,9 @@ READ_TIMEOUT_S: Final = 10.0
 SUBMIT_TIMEOUT_S: Final = 45.0
 POLL_INTERVAL_S: Final = 0.25
 
+ATTEMPTS_MAX: Final = 100
+ID_CHARS_MAX: Final = 64
+
 _SUBMISSION_ID: Final = re.compile(r"[a-z0-9-]{1,64}")
 _SECRET_NAME: Final = re.compile(r"secret|passw(or)?d|token|private|credential|api[-_]?key|pepper", re.IGNORECASE)
 _SECRET_VALUE: Final = re.compile(r"-----BEGIN|\beyJ[\w-]{10,}\.|\*{8,}|://[^/\s:@]+:[^/\s@]+@")
@@ -157,11 +160,29 @@ class RayJobs:
         metadata: Mapping[str, str] | None = None,
         entrypoint_num_cpus: float = 0.0,
     ) -> str:
-        """Start a job again under its old id, where that job has failed or was stopped; else like ``submit``."""
-        job = self.find(submission_id)
-        if job is not None and job.status in {JobStatus.FAILED, JobStatus.STOPPED}:
-            self.delete(submission_id)
-        return self.submit(submission_id, entrypoint, metadata, entrypoint_num_cpus)
+        """Start a job again where its last attempt has failed or was stopped; the id of the attempt that counts.
+
+        Where that attempt runs or has succeeded, or there is none, this is ``submit``. The new attempt has an id of its
+        own (``<id>-r2``, ``-r3``, …): Ray's watch over an ended job can mark a new one under the same id as failed.
+        """
+        last = self.latest(submission_id)
+        if last is None:
+            return self.submit(submission_id, entrypoint, metadata, entrypoint_num_cpus)
+        if last.status not in {JobStatus.FAILED, JobStatus.STOPPED}:
+            return last.submission_id
+        attempt = _attempt(submission_id, last.submission_id)
+        return self.submit(_attempt_id(submission_id, attempt + 1), entrypoint, metadata, entrypoint_num_cpus)
+
+    def latest(self, submission_id: str) -> Job | None:
+        """The last attempt at a job: the one with this id, or what ``resubmit`` made of it; None without any."""
+        _check_id(submission_id)
+        found = self.find(submission_id)
+        for attempt in range(2, ATTEMPTS_MAX + 1):
+            later = self.find(_attempt_id(submission_id, attempt)) if found else None
+            if later is None:
+                return found
+            found = later
+        return found
 
     def job(self, submission_id: str) -> Job:
         """The job; raises ``UnknownJob``."""
@@ -259,6 +280,16 @@ class RayJobs:
 
     def _headers(self) -> dict[str, str]:
         return {} if self._token is None else {"Authorization": f"Bearer {self._token.get_secret_value()}"}
+
+
+def _attempt_id(submission_id: str, attempt: int) -> str:
+    suffix = f"-r{attempt}"
+    return submission_id[: ID_CHARS_MAX - len(suffix)] + suffix
+
+
+def _attempt(submission_id: str, attempt_id: str) -> int:
+    """Which attempt at ``submission_id`` has the id ``attempt_id``."""
+    return 1 if attempt_id == submission_id else int(attempt_id.rpartition("-r")[2])
 
 
 def _pause(job: Job, deadline_s: float | None, timeout_s: float | None) -> None:

@@ -26,7 +26,7 @@ TWO_STRATEGIES: dict[str, Any] = {
 }
 
 
-def wavy_bars(count: int, seed: int = 7) -> Bars:
+def wavy_bars(count: int, seed: int = 7, granularity: Granularity = Granularity.ONE_HOUR) -> Bars:
     """Bars that trend and turn, so that strategies trade and their metrics differ."""
     draws = np.random.default_rng(seed).normal(size=(count, 3))
     wave = 0.1 * np.sin(np.arange(count) / 40) + 0.05 * np.sin(np.arange(count) / 11)
@@ -34,8 +34,8 @@ def wavy_bars(count: int, seed: int = 7) -> Bars:
     opened = np.concatenate([[close[0]], close[:-1]])
     high = np.maximum(opened, close) * (1 + np.abs(draws[:, 1]) * 1e-3)
     low = np.minimum(opened, close) * (1 - np.abs(draws[:, 2]) * 1e-3)
-    ts_ns = NEW_YEAR_NS + np.arange(count, dtype=np.int64) * Granularity.ONE_HOUR.ns
-    return Bars("BTC-USD", Granularity.ONE_HOUR, ts_ns, opened, high, low, close, np.abs(draws[:, 1]) + 1)
+    ts_ns = NEW_YEAR_NS + np.arange(count, dtype=np.int64) * granularity.ns
+    return Bars("BTC-USD", granularity, ts_ns, opened, high, low, close, np.abs(draws[:, 1]) + 1)
 
 
 def make_store(root: Path, bars: Bars | None = None, source: str = SIMULATED) -> BarStore:
