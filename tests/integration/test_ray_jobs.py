@@ -1,7 +1,8 @@
-"""The Jobs client against servers that are no Ray dashboard, or a bad one: bounded in time, typed errors, the address."""
+"""The Jobs client against servers that are no Ray dashboard, or a bad one: bounded in time, typed errors."""
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -28,7 +29,7 @@ def server(reply: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
                     connection, _ = listening.accept()
                 except OSError:
                     return
-                requests.append(connection.recv(65536))
+                requests.append(whole_request(connection))
                 if reply is None:
                     held.append(connection)
                     continue
@@ -42,6 +43,20 @@ def server(reply: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
     thread.join(5)
     for connection in held:
         connection.close()
+
+
+def whole_request(connection: socket.socket) -> bytes:
+    """Everything up to the end of the body, which may come in a packet of its own."""
+    received = b""
+    while True:
+        head, blank, body = received.partition(b"\r\n\r\n")
+        length = re.search(rb"Content-Length: (\d+)", head)
+        if blank and len(body) >= (int(length[1]) if length else 0):
+            return received
+        piece = connection.recv(65536)
+        if not piece:
+            return received
+        received += piece
 
 
 def http(status: str, body: bytes, extra: str = "") -> bytes:
