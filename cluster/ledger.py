@@ -399,7 +399,7 @@ class Ledger:
         try:
             await self._replay(account, replay, -1 if entries is None else entries)
         except BrokenAudit as error:
-            differences.append(_difference(f"audit entries ({error})", entries, replay.seq))
+            differences.append(Difference(f"audit entries ({error})", entries or 0, replay.seq))
         if replay.seq == entries:
             differences += _compare("", book, replay.book())
             differences += _compare("position ", positions, replay.positions)
