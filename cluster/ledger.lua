@@ -851,6 +851,15 @@ local function open_outbox(keys, args)
   return redis.status_reply('OK')
 end
 
+-- Entries that are finished leave the outbox. ARGV: the group's name, then their ids.
+local function finish_outbox(keys, args)
+  for i = 2, #args do
+    redis.call('XACK', keys[1] .. ':outbox', args[1], args[i])
+    redis.call('XDEL', keys[1] .. ':outbox', args[i])
+  end
+  return redis.status_reply('OK')
+end
+
 -- KEYS[1] a hash. ARGV: field, value … Small facts of bounded number that must be written even when memory is full.
 local function put(keys, args)
   for i = 1, #args, 2 do
@@ -944,6 +953,7 @@ register('tt_set_reference', set_reference, ALLOW_OOM)
 register('tt_open_account', open_account, ALLOW_OOM)
 register('tt_claim', claim, ALLOW_OOM)
 register('tt_open_outbox', open_outbox, ALLOW_OOM)
+register('tt_finish_outbox', finish_outbox, ALLOW_OOM)
 register('tt_put', put, ALLOW_OOM)
 register('tt_snapshot', snapshot, NO_WRITES)
 register('tt_open_sums', open_sums, NO_WRITES)

@@ -325,11 +325,7 @@ class Ledger:
 
     async def outbox_done(self, account: str, entry_ids: Sequence[str]) -> None:
         """Remove finished entries."""
-        key = f"{account_base(account)}:outbox"
-        async with self._client.pipeline(transaction=True) as pipe:
-            pipe.xack(key, OUTBOX_GROUP, *entry_ids)
-            pipe.xdel(key, *entry_ids)
-            await self._guard(pipe.execute())
+        await self._call("tt_finish_outbox", account, OUTBOX_GROUP, *entry_ids)
 
     async def outbox_length(self, account: str) -> int:
         """Entries not yet finished."""
