@@ -16,7 +16,7 @@ from cluster.market_data import BarStore
 from cluster.runs import Progress, RunFolder, RunState, prepare_run
 from jobs import sweep
 from tests.bar_samples import with_value
-from tests.run_samples import TWO_STRATEGIES, complete_run, make_spec, make_store, wavy_bars
+from tests.run_samples import TWO_STRATEGIES, complete_run, loaded, make_spec, make_store, wavy_bars
 
 TOO_MANY = {"start": 1, "stop": 2000, "step": 1}
 
@@ -157,13 +157,16 @@ def test_progress_is_written_now_and_then_and_at_every_turn(store: BarStore, tmp
     assert "computing" in state.timings_s()
 
 
-def test_the_measured_cost_of_a_set_grows_with_the_bars(tmp_path: Path) -> None:
-    from tests.run_samples import loaded
-
-    costs = []
+def test_the_cost_of_a_set_is_guessed_for_small_sweeps_and_measured_for_large_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = {}
     for count in (500, 50_000):
         store = make_store(tmp_path / f"bars{count}", wavy_bars(count))
         run = loaded(prepare_run(tmp_path / f"runs{count}", store, make_spec(), "a1"), store)
-        costs.append(sweep.measure(run))
-    assert len(costs[0]) == 2
-    assert sum(costs[1]) > 5 * sum(costs[0])
+        assert sweep.set_costs(run) == [sweep.EVALUATION_COST_S * count] * 2
+        monkeypatch.setattr(sweep, "EVALUATIONS_GUESSED_MAX", 0)
+        costs[count] = sweep.set_costs(run)
+        monkeypatch.undo()
+    assert len(set(costs[50_000])) == 2, "two strategies, two costs"
+    assert sum(costs[50_000]) > 5 * sum(costs[500])
