@@ -23,7 +23,8 @@ def planes_of(table: pa.Table, titles: Mapping[str, str], sort_by: str) -> list[
 
     ``table`` is sorted best first. A plane goes through the strategy's best set: the parameters that are not its axes
     have that set's values. It has ``x``, ``y`` (None where only one parameter varies), ``xs``, ``ys``, ``fixed``,
-    ``best`` (the best set's place), ``thinned``, and ``z``: per metric a row for each of ``ys``, None where no set is.
+    ``best`` (the best set's values on both), ``thinned``, and ``z``: per metric a row for each of ``ys``, None where there
+    is no set.
     """
     strategies = table["strategy"].to_numpy(zero_copy_only=False)
     planes = []
@@ -40,13 +41,17 @@ def _planes(rows: pa.Table, sort_by: str) -> list[dict[str, Any]]:
     columns = {name: rows[name].to_numpy().astype(np.float64) for name in best}
     metric = rows[sort_by].to_numpy()
     varying = [name for name, column in columns.items() if np.ptp(column) > 0]
-    varying.sort(key=lambda name: -_influence(columns[name], metric))
+    # Two values, mostly a switch, make a poor axis however much they move.
+    counts = {name: len(np.unique(columns[name])) for name in varying}
+    varying.sort(key=lambda name: (counts[name] == 2, -_influence(columns[name], metric)))
     telling = varying[:PARAMETERS_MAX]
     if not telling:
         return []
     pairs: list[tuple[str, str | None]] = [*itertools.combinations(telling, 2)] or [(telling[0], None)]
     metrics = {name: rows[name].to_numpy() for name in METRICS}
-    return [_plane(x, y, columns, best, metrics) for x, y in pairs]
+    # A screen is wider than high: the parameter with more values lies across.
+    across = [(y, x) if y is not None and counts[y] > counts[x] else (x, y) for x, y in pairs]
+    return [_plane(x, y, columns, best, metrics) for x, y in across]
 
 
 def _influence(column: Float64Array, metric: Float64Array) -> float:
@@ -89,7 +94,7 @@ def _plane(
         "xs": [_tidy(value) for value in xs.tolist()],
         "ys": [_tidy(value) for value in ys.tolist()],
         "fixed": varying,
-        "best": [xs.tolist().index(best[x]), ys.tolist().index(best[y])] if y else None,
+        "best": [best[x], best[y]] if y else None,
         "thinned": x_thinned or y_thinned,
         "z": z,
     }

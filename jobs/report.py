@@ -33,6 +33,8 @@ from strategies.spec import SweepSpec
 
 SERIES_POINTS_MAX: Final = 2_000
 BOARD_ROWS_MAX: Final = 50
+# A curve that spans more than this is first shown on a logarithmic axis.
+LOG_FROM: Final = 20.0
 SIMULATED: Final = "SIMULATED"
 
 LABELS: Final = {
@@ -115,7 +117,7 @@ def _table(path: Path) -> pa.Table:
 def _page(run: _Run) -> str:
     """The template with every %NAME% filled in, in one pass: no value is taken for a placeholder."""
     record, spec = run.record, run.spec
-    what = "Backtest" if record.kind == "backtest" else f"Sweep of {record.set_count:,} parameter sets"
+    what = f"Sweep of {record.set_count:,} parameter sets" if record.set_count > 1 else "Backtest"
     values = {
         "TITLE": escape(f"{record.product_id} · {_bar_length(record.granularity)}"),
         "KICKER": escape(what),
@@ -243,6 +245,8 @@ def _board_row(place: int, row: Mapping[str, Any]) -> str:
 
 
 def _board_note(record: RunRecord, rows: int, spec: SweepSpec) -> str:
+    if rows == 1:
+        return "one parameter set"
     note = f"the first {min(rows, BOARD_ROWS_MAX)} of {rows:,} by {LABELS[spec.sort_by]}; a click on a head sorts"
     if record.dropped_count:
         note += f"; {record.dropped_count:,} combinations break a rule between parameters and were not run"
@@ -279,6 +283,7 @@ def _data(run: _Run) -> str:
     at = sample(run.equity, SERIES_POINTS_MAX)
     metrics = [name for name in LABELS if name in METRICS]
     data = {
+        "scale": "log" if run.equity.min() > 0 and run.equity.max() > LOG_FROM * run.equity.min() else "linear",
         "currency": run.record.product_id.partition("-")[2],
         "series": {
             "ts": [_iso(ts) for ts in run.ts_ns[at].tolist()],
@@ -328,7 +333,8 @@ def _number(name: str, value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
     if name in PERCENT:
-        text = f"{value * 100:{'+' if name in SIGNED else ''},.1f}\u00a0%"
+        digits = 1 if abs(value) < 10 else 0
+        text = f"{value * 100:{'+' if name in SIGNED else ''},.{digits}f}\u00a0%"
     else:
         text = f"{value:,.0f}" if name in WHOLE else f"{value:,.2f}"
     return _minus(text)

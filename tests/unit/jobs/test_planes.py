@@ -41,7 +41,7 @@ def test_two_parameters_make_one_plane_with_gaps() -> None:
             values = {plane["x"]: x, plane["y"]: y}
             expected = values["fast"] + values["slow"] / 10 if values["fast"] < values["slow"] else None
             assert plane["z"]["sharpe"][j][i] == (expected if expected is None else pytest.approx(expected))
-    assert {plane["x"]: across[plane["best"][0]], plane["y"]: up[plane["best"][1]]} == {"fast": 3, "slow": 4}
+    assert {plane["x"]: plane["best"][0], plane["y"]: plane["best"][1]} == {"fast": 3, "slow": 4}
     assert plane["fixed"] == {}
 
 
@@ -57,6 +57,20 @@ def test_the_parameters_that_move_the_metric_most_come_first_and_others_are_held
     assert [(plane["x"], plane["y"]) for plane in strategy["planes"]] == [("c", "a"), ("c", "b"), ("a", "b")]
     assert strategy["planes"][0]["fixed"] == {"b": 2}  # d does not vary, so nobody needs to be told
     assert strategy["planes"][2]["z"]["sharpe"] == [[111, 121], [112, 122]]
+
+
+def test_a_switch_comes_after_parameters_with_more_values() -> None:
+    rows: Rows = [
+        ("x", {"switch": s, "a": a, "b": b}, 1e3 * s + a + b / 9) for s in (0, 1) for a in (1, 2, 3) for b in (1, 2, 3)
+    ]
+    (strategy,) = planes_of(table_of(rows), {}, "sharpe")
+    assert [(plane["x"], plane["y"]) for plane in strategy["planes"]] == [("a", "b"), ("a", "switch"), ("b", "switch")]
+
+
+def test_the_parameter_with_more_values_lies_across() -> None:
+    rows: Rows = [("x", {"few": f, "many": m}, 10.0 * f + m) for f in (1, 2, 3) for m in (1, 2, 3, 4)]
+    (strategy,) = planes_of(table_of(rows), {}, "sharpe")
+    assert [(plane["x"], plane["y"]) for plane in strategy["planes"]] == [("many", "few")]
 
 
 def test_one_parameter_makes_a_line_and_none_makes_nothing() -> None:
@@ -88,7 +102,7 @@ def test_a_long_axis_is_thinned_out_but_keeps_the_best_set() -> None:
     assert plane["thinned"]
     assert len(plane["xs"]) <= AXIS_VALUES_MAX
     assert 101 in plane["xs"]
-    assert plane["xs"][plane["best"][0]] == 101
+    assert plane["best"][0] == 101
     assert plane["xs"] == sorted(plane["xs"])
 
 
