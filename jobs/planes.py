@@ -23,8 +23,8 @@ def planes_of(table: pa.Table, titles: Mapping[str, str], sort_by: str) -> list[
 
     ``table`` is sorted best first. A plane goes through the strategy's best set: the parameters that are not its axes
     have that set's values. It has ``x``, ``y`` (None where only one parameter varies), ``xs``, ``ys``, ``fixed``,
-    ``best`` (the best set's values on both), ``thinned``, and ``z``: per metric a row for each of ``ys``, None where there
-    is no set.
+    ``best`` (the best set's values on both), ``thinned``, and ``z``: per metric a row for each of ``ys``, None where no
+    set is.
     """
     strategies = table["strategy"].to_numpy(zero_copy_only=False)
     planes = []
