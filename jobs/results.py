@@ -229,12 +229,21 @@ def top_rows(table: pa.Table, limit: int = TOP_ROWS) -> list[dict[str, Any]]:
     return [_plain_row(row) for row in rows]
 
 
-def summarise(
-    record: RunRecord, spec: SweepSpec, table: pa.Table, timings_s: dict[str, float], computed_sets: int
-) -> dict[str, Any]:
-    """The content of summary.json. ``evaluations`` counts bars times parameter sets, of this driver's share too."""
-    blocks_s = timings_s.get("blocks", 0.0)
-    computed = computed_sets * record.bar_count
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a driver was: its share of the sets, the time they took all workers together, its phases' seconds."""
+
+    computed_sets: int
+    blocks_s: float
+    timings_s: dict[str, float]
+
+    def evaluations_per_s(self, bar_count: int) -> int | None:
+        """Parameter sets times bars a second, workers' start not counted; None where nothing was left to compute."""
+        return round(self.computed_sets * bar_count / self.blocks_s) if self.blocks_s > 0 else None
+
+
+def summarise(record: RunRecord, spec: SweepSpec, table: pa.Table, speed: Speed) -> dict[str, Any]:
+    """The content of summary.json. ``evaluations`` counts bars times parameter sets."""
     strategies = table["strategy"].to_numpy(zero_copy_only=False)
     firsts = [int(np.argmax(strategies == name)) for name in dict.fromkeys(grid.strategy for grid in spec.grids)]
     return {
@@ -250,10 +259,10 @@ def summarise(
         "bar_count": record.bar_count,
         "block_count": len(record.blocks),
         "evaluations": record.set_count * record.bar_count,
-        "computed_sets": computed_sets,
-        "evaluations_per_s": round(computed / blocks_s) if blocks_s > 0 and computed else None,
-        "wall_s": round(sum(timings_s.values()), 3),
-        "timings_s": {name: round(value, 3) for name, value in timings_s.items()},
+        "computed_sets": speed.computed_sets,
+        "evaluations_per_s": speed.evaluations_per_s(record.bar_count),
+        "wall_s": round(sum(speed.timings_s.values()), 3),
+        "timings_s": {name: round(value, 3) for name, value in speed.timings_s.items()},
         "best": top_rows(table, 1)[0],
         "best_by_strategy": [top_rows(table.slice(first), 1)[0] for first in firsts],
         "top": top_rows(table),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
@@ -195,7 +196,8 @@ def finish(run: Run, state: Reporter) -> None:
     table = results.assemble(run.folder, run.record, run.spec, run.sets)
     results.write_table(run.folder, table)
     results.write_best(run.folder, run.spec, results.top_rows(table, 1)[0], run.bars)
-    summary = results.summarise(run.record, run.spec, table, state.timings_s(), state.computed_sets)
+    speed = results.Speed(state.computed_sets, state.blocks_s, state.timings_s())
+    summary = results.summarise(run.record, run.spec, table, speed)
     results.write_summary(run.folder, summary)
     for place, row in enumerate(summary["top"], 1):
         print(f"{place:3}. {row['strategy']} {row['params']} {run.spec.sort_by} {row[run.spec.sort_by]}", flush=True)
@@ -214,6 +216,8 @@ class Reporter:
     folder: RunFolder
     started_ns: int = field(default_factory=time.time_ns)
     computed_sets: int = 0
+    _blocks_began_s: float = math.inf
+    _blocks_ended_s: float = math.inf
     _progress: Progress = field(init=False)
     _timings_s: dict[str, float] = field(default_factory=dict)
     _phase_began_s: float = field(default_factory=time.monotonic)
@@ -241,8 +245,10 @@ class Reporter:
         self._write(done_sets=done_sets)
 
     def block(self, index: int, size: int, seconds: float) -> None:
-        """A block has been computed."""
+        """A block has been computed, which took ``seconds`` until now."""
         self.computed_sets += size
+        self._blocks_ended_s = time.monotonic()
+        self._blocks_began_s = min(self._blocks_began_s, self._blocks_ended_s - seconds)
         done = self._progress.done_sets + size
         self._progress = self._progress.model_copy(update={"done_sets": done})
         print(f"block {index}: {size} sets in {seconds:.2f} s, {done} of {self._progress.total_sets} done", flush=True)
@@ -261,6 +267,11 @@ class Reporter:
         """Everything is in place."""
         self._count_phase()
         self._write(state=RunState.SUCCEEDED, phase="done", done_sets=self._progress.total_sets)
+
+    @property
+    def blocks_s(self) -> float:
+        """From the first block's beginning to the last one's end, without the start of workers; 0 without blocks."""
+        return self._blocks_ended_s - self._blocks_began_s if self.computed_sets else 0.0
 
     def timings_s(self) -> dict[str, float]:
         """Seconds spent in each phase so far."""

@@ -318,6 +318,8 @@ def test_a_sweep_on_real_bars_is_what_the_reference_computes(head: RayHead, tmp_
     summary = folder.summary()
     assert {row["strategy"] for row in summary["best_by_strategy"]} == {grid["strategy"] for grid in REAL_GRIDS}
     assert summary["data_source"] == f"file:{path.name}"
+    assert summary["computed_sets"] == summary["set_count"]
+    assert summary["evaluations_per_s"] > 1_000_000
     equity = pq.read_table(folder.equity_file)["equity"].to_numpy()
     assert_equals_reference(equity, summary["best"], bars, folder)
 

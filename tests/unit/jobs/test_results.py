@@ -188,6 +188,11 @@ def test_a_summary_counts_what_was_done(store: BarStore, runs_dir: Path) -> None
     assert summary["data_source"] == "SIMULATED"
 
 
+def test_speed_counts_this_drivers_own_sets_only() -> None:
+    assert results.Speed(100, 2.0, {}).evaluations_per_s(1_000) == 50_000
+    assert results.Speed(0, 0.0, {}).evaluations_per_s(1_000) is None
+
+
 def test_one_backtest_is_a_sweep_of_one(store: BarStore, runs_dir: Path) -> None:
     folder = complete_run(runs_dir, store, one_set_spec())
     assert folder.record().blocks == (Block(strategy="sma_cross", grid=0, start=0, stop=1),)
