@@ -290,9 +290,9 @@ end
 
 -- Sum of |position| at the middle of the market, rounded up. Products without a price to trust go into `unpriced`, and
 -- the sum is then nil.
-local function positions_value(base, key, now_ms, stale_ms, unpriced)
+local function positions_value(base, positions, now_ms, stale_ms, unpriced)
   local total = 0
-  for product, lots in pairs(hash(key)) do
+  for product, lots in pairs(positions) do
     local n = math.abs(integer(lots))
     if n > 0 then
       local ref = reference_of(base, product)
@@ -307,17 +307,17 @@ local function positions_value(base, key, now_ms, stale_ms, unpriced)
   return total
 end
 
-local function check_gross(base, order, limits, book, now_ms, stale_ms, deny)
+local function check_gross(base, order, limits, book, held, held_by_strategy, now_ms, stale_ms, deny)
   local s = 'strategy|' .. order.strategy
   local scopes = {
-    { 'account', base .. ':positions', 'a' },
-    { s, base .. ':positions:' .. order.strategy, 's|' .. order.strategy },
+    { 'account', held, 'a' },
+    { s, held_by_strategy, 's|' .. order.strategy },
   }
   -- The order's own product has had its denial where its price was looked up.
   local unpriced = {}
   for _, scope in ipairs(scopes) do
-    local held = positions_value(base, scope[2], now_ms, stale_ms, unpriced)
-    local gross = held and order.notional and held + integer(book[scope[3] .. '|open_notional'] or '0') + order.notional
+    local value = positions_value(base, scope[2], now_ms, stale_ms, unpriced)
+    local gross = value and order.notional and value + integer(book[scope[3] .. '|open_notional'] or '0') + order.notional
     check_at_most(limits, scope[1] .. '|max_gross_exposure', scope[1], gross, 'micros', 'MAX_GROSS', deny,
       'gross exposure with open orders')
     if gross and gross > INTEGER_MAX then
@@ -451,11 +451,11 @@ local function write_accepted(base, order, rates)
   return { 'ACCEPTED', answer }
 end
 
--- KEYS[1] base.  ARGV: id, fingerprint, strategy, product, side, type, tif, quantity, limit_price, post_only, lots,
--- ticks ('' = market), num, den, by, denials found before (JSON list, '' = none).
+-- KEYS[1] base.  ARGV[1]: a JSON list of id, fingerprint, strategy, product, side, type, tif, quantity, limit_price,
+-- post_only, lots, ticks ('' = market), num, den, by (all text), and the list of denials found before.
 -- Returns {ACCEPTED | DENIED | REPEATED | CONFLICT, the first answer as JSON}.
-local function reserve(keys, args)
-  local base = keys[1]
+local function reserve(keys, argv)
+  local base, args = keys[1], cjson.decode(argv[1])
   local known = redis.call('HMGET', base .. ':order:' .. args[1], 'fingerprint', 'answer')
   if known[1] then
     return { known[1] == args[2] and 'REPEATED' or 'CONFLICT', known[2] }
@@ -466,7 +466,7 @@ local function reserve(keys, args)
   local order = { id = args[1], fingerprint = args[2], strategy = args[3], product = args[4], side = args[5],
     type = args[6], tif = args[7], quantity = args[8], limit_price = args[9], post_only = args[10], by = args[15],
     us = us }
-  local denials = args[16] ~= '' and cjson.decode(args[16]) or {}
+  local denials = args[16]
   local deny = denier(denials)
   if #denials > 0 then
     return write_denied(base, order, denials)
@@ -476,8 +476,9 @@ local function reserve(keys, args)
   local num, den = positive(args[13]), positive(args[14])
 
   local limits, book = hash(base .. ':limits'), hash(base .. ':book')
-  local account_position = integer(redis.call('HGET', base .. ':positions', order.product) or '0')
-  local strategy_position = integer(redis.call('HGET', base .. ':positions:' .. order.strategy, order.product) or '0')
+  local held, held_by_strategy = hash(base .. ':positions'), hash(base .. ':positions:' .. order.strategy)
+  local account_position = integer(held[order.product] or '0')
+  local strategy_position = integer(held_by_strategy[order.product] or '0')
   check_reducing(order, state_levels(base, order, deny), account_position, strategy_position, book, deny)
   local stale_ms = figure_of(limits, 'account|reference_stale_ms', deny)
   local ticks = price_of(order, reference_of(base, order.product), now_ms, stale_ms, limits, deny)
@@ -486,7 +487,7 @@ local function reserve(keys, args)
     deny('VALUE_TOO_LARGE', 'account', '', text(INTEGER_MAX), 'micros', 'the order is worth more than can be counted')
   end
   check_sizes(order, limits, book, account_position, deny)
-  check_gross(base, order, limits, book, now_ms, stale_ms, deny)
+  check_gross(base, order, limits, book, held, held_by_strategy, now_ms, stale_ms, deny)
   check_funds(order, limits, book, account_position, deny)
   local rates = rates_of(order, limits, deny)
   if #denials > 0 then

@@ -185,6 +185,8 @@ def _run(port: int, key: str, account: str, options: argparse.Namespace, setting
         ).encode()
         head = (
             f"POST /v1/orders HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {key}\r\n"
+            # Serve need not watch for a hang-up then, and an order is decided whether its sender waits or not.
+            f"x-request-disconnect-disabled: ?1\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         ).encode()
         return head + body

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -83,9 +84,9 @@ async def submit(body: OrderBody, key_id: Annotated[str, Depends(api_key)]) -> A
     if check_order(order, PRODUCT):
         raise HTTPException(422)
     assert order.limit_price is not None
-    arguments = [order.client_order_id, fingerprint(order), order.strategy, order.product_id, order.side, order.type]
-    arguments += [order.time_in_force, str(order.quantity), str(order.limit_price), "0"]
+    arguments: list[Any] = [order.client_order_id, fingerprint(order), order.strategy, order.product_id]
+    arguments += [order.side, order.type, order.time_in_force, str(order.quantity), str(order.limit_price), "0"]
     arguments += [str(PRODUCT.lots(order.quantity)), str(PRODUCT.ticks(order.limit_price))]
-    arguments += [*(str(n) for n in value_scale(PRODUCT)), key_id, ""]
-    kind, answer = await client.fcall("tt_reserve", 1, account_base(order.account), *arguments)
+    arguments += [*(str(n) for n in value_scale(PRODUCT)), key_id, []]
+    kind, answer = await client.fcall("tt_reserve", 1, account_base(order.account), json.dumps(arguments))
     return JSONResponse({"kind": kind, "answer": answer}, 201 if kind in {"ACCEPTED", "REPEATED"} else 422)
