@@ -268,7 +268,7 @@ def start_valkey(settings: Settings) -> None:
     lines = {
         "bind": "127.0.0.1",
         "port": settings.redis.port,
-        "dir": folder,
+        "dir": ".",  # the folder it is started in, whose path may hold spaces
         "appendonly": "yes",
         "appendfsync": settings.redis.appendfsync,
         "aof-load-truncated": "yes",
