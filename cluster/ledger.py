@@ -202,7 +202,9 @@ class Ledger:
             raise LedgerUnavailable("the ledger's function library is not loaded (desk up loads it)")
 
     async def server(self) -> tuple[str, str]:
-        """Name and version of the server."""
+        """Name and version of the server; one that still loads its data does not answer yet."""
+        if int((await self._direct("INFO", "persistence")).get("loading", 0)):
+            raise LedgerUnavailable("the ledger does not answer: it is loading its data")
         info = await self._direct("INFO", "server")
         name = str(info.get("server_name") or "redis")
         return name, str(info.get(f"{name}_version") or info.get("redis_version"))

@@ -53,10 +53,18 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        log = self._folder / "server.log"
-        with log.open("ab") as output:
+        _wait(self.settings.port, self.launch(), self._folder / "server.log")
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start it without waiting for anything."""
+        with (self._folder / "server.log").open("ab") as output:
             self._process = subprocess.Popen([self._binary, self._config], stdout=output, stderr=output)
-        _wait(self.settings.port, self._process, log)
+        return self._process
+
+    def configure(self, name: str, value: str) -> None:
+        """Add a line to the configuration of the next start."""
+        with self._config.open("a") as config:
+            config.write(f"{name} {value}\n")
 
     def kill(self) -> None:
         """End it at once, as a crash does."""

@@ -448,6 +448,31 @@ async def test_what_was_acknowledged_before_a_kill_is_there_after_it(server: Ser
         assert await ledger.verify(ACCOUNT) == []
 
 
+async def test_a_server_that_still_loads_its_data_does_not_answer_yet(server: Server) -> None:
+    # INFO is answered while loading, so a desk that came up took the server for ready and failed one call later.
+    async with connected(server) as ledger:
+        await opened(ledger)
+        for number in range(300):
+            await ledger._direct("SET", f"key-{number}", "x")
+        await ledger._direct("BGREWRITEAOF")
+        while int((await ledger._direct("INFO", "persistence"))["aof_rewrite_in_progress"]):
+            await asyncio.sleep(0.01)
+        server.kill()
+        server.configure("key-load-delay", "1000")
+        server.configure("loading-process-events-interval-bytes", "1024")
+        server.launch()
+        refusals = []
+        while True:
+            try:
+                await ledger.server()
+            except LedgerUnavailable as error:
+                refusals.append(str(error))
+            else:
+                break
+        await ledger.install()
+        assert [text for text in refusals if "loading" in text]
+
+
 async def test_name_and_version_of_the_server_are_told(ledger: Ledger, each_server: RedisSettings) -> None:
     name, version = await ledger.server()
     assert name in {"valkey", "redis"}
