@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import tempfile
@@ -354,7 +355,7 @@ def _start_ray(settings: Settings) -> None:
     }
     ray = settings.ray
     cpus = ray.num_cpus or (os.cpu_count() or 1) + 1  # one more than there are: the services take little of theirs
-    argv: list[str | Path] = [Path(sys.executable).with_name("ray"), "start", "--head", "--block"]
+    argv: list[str | Path] = [_plain_python(scratch), "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     argv += [f"--port={ray.gcs_port}", f"--dashboard-port={ray.dashboard_port}", "--dashboard-host=127.0.0.1"]
     argv += ["--node-ip-address=127.0.0.1", "--include-dashboard=true", "--disable-usage-stats", f"--num-cpus={cpus}"]
     argv += [f"--object-store-memory={ray.object_store_mb * 1024 * 1024}", f"--temp-dir={scratch / 'ray'}"]
@@ -365,6 +366,16 @@ def _start_ray(settings: Settings) -> None:
     version = f"http://127.0.0.1:{ray.dashboard_port}/api/version"
     headers = _ray_headers(settings)
     wait_until("ray", lambda: _http_ok(version, headers=headers, timeout_s=1.0), 120, started, log)
+
+
+def _plain_python(scratch: Path) -> Path:
+    """This Python by a path that needs no quoting: Ray starts its workers through a shell and quotes all but that."""
+    if shlex.quote(sys.executable) == sys.executable:
+        return Path(sys.executable)
+    alias = scratch / "python"
+    if not alias.exists():
+        alias.symlink_to(sys.prefix, target_is_directory=True)
+    return alias / Path(sys.executable).relative_to(sys.prefix)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
