@@ -50,7 +50,14 @@ class ApiKey:
 async def create_key(
     ledger: Ledger, pepper: SecretStr, name: str, scopes: Sequence[str], accounts: Sequence[str]
 ) -> SecretStr:
-    """Make a key, store its hash, and return it: this is the only time it can be read."""
+    """Make a key, store its hash, and return it: this is the only time it can be read.
+
+    Raises ``ValueError`` for a scope there is none of, or where scopes or accounts are not given as a list.
+    """
+    if isinstance(scopes, str) or isinstance(accounts, str):
+        raise ValueError("scopes and accounts: expected a list of names, was one text")  # noqa: TRY004
+    if unknown := sorted(set(scopes) - set(SCOPES)):
+        raise ValueError(f"scopes: {', '.join(unknown)} is none; known: {', '.join(SCOPES)}")
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     record = {
         "name": name,
@@ -86,9 +93,10 @@ class KeyRing:
         record = self._records.get(match["id"]) if match else None
         if match is None or record is None or record.get("revoked"):
             return None
-        if not hmac.compare_digest(record["hash"], _hash(self._pepper, match["secret"])):
+        if not hmac.compare_digest(str(record.get("hash")).encode(), _hash(self._pepper, match["secret"]).encode()):
             return None
-        key = ApiKey(match["id"], record["name"], frozenset(record["scopes"]), frozenset(record["accounts"]))
+        rights = (frozenset(record.get(name, ())) for name in ("scopes", "accounts"))
+        key = ApiKey(match["id"], str(record.get("name")), *rights)
         self._proved[presented] = key
         return key
 

@@ -457,8 +457,9 @@ class Ledger:
         return {key: _product(value) for key, value in _pairs(await self._direct("HGETALL", PRODUCTS_KEY)).items()}
 
     async def api_keys(self) -> dict[str, dict[str, Any]]:
-        """Records of all API keys by key id; they hold hashes, not keys."""
-        return {k: json.loads(v) for k, v in _pairs(await self._direct("HGETALL", API_KEYS_KEY)).items()}
+        """Records of all API keys by key id; they hold hashes, not keys. One that cannot be read is no key."""
+        found = _pairs(await self._direct("HGETALL", API_KEYS_KEY))
+        return {key_id: record for key_id, text in found.items() if (record := _record(text)) is not None}
 
     async def put_api_key(self, key_id: str, record: Mapping[str, Any]) -> None:
         """Add or replace an API key's record."""
@@ -634,6 +635,15 @@ def _flat_entries(entries: Any) -> list[tuple[str, dict[str, str]]]:
     if entries and isinstance(entries[0], list) and entries[0] and isinstance(entries[0][0], (list, tuple)):
         entries = entries[0]
     return [(entry_id, _pairs(fields or {})) for entry_id, fields in entries]
+
+
+def _record(text: str) -> dict[str, Any] | None:
+    # One damaged record must lock out its own holder, not everybody.
+    try:
+        record = json.loads(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _product(text: str) -> Product:
