@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import psutil
 
 from cluster.api_keys import ALL_ACCOUNTS, SCOPES, create_key
 from cluster.ledger import Ledger, LedgerError, LedgerUnavailable
@@ -488,11 +489,15 @@ def _owner(settings: Settings) -> str:
     return str(settings.state_dir)
 
 
+def desk_processes(state_dir: Path) -> list[psutil.Process]:
+    """Every living process of the desk with this state folder."""
+    return family(recorded(state_dir), str(state_dir), [f"{scratch_dir(state_dir)}/"])
+
+
 def _stop_all(state_dir: Path, say: Say) -> int:
     """Ray first (its workers write to the ledger), then the servers; then whatever either has left behind."""
-    owner, marks = str(state_dir), [f"{scratch_dir(state_dir)}/"]
     started = recorded(state_dir)
-    found = {process.pid: process for process in family(started, owner, marks)}
+    found = {process.pid: process for process in desk_processes(state_dir)}
     servers = {item.pid for item in started if item.name in {"valkey", "exchange"}}
     if found:
         say(f"stopping {len(found)} processes")
@@ -500,7 +505,7 @@ def _stop_all(state_dir: Path, say: Say) -> int:
     stop([process for pid, process in found.items() if pid in servers], patience_s=5.0)
     # A worker that started while its parent was being stopped is found by a second look.
     for _ in range(5):
-        late = family(started, owner, marks)
+        late = desk_processes(state_dir)
         if not late:
             break
         stop(late, patience_s=0.5)

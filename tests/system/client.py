@@ -15,7 +15,6 @@ import psutil
 
 from cluster import local
 from cluster.ledger import Ledger
-from cluster.processes import family
 from cluster.venue import Venue
 from cluster.venue_endpoint import configured_endpoint
 from conf.settings import Settings, load_secrets
@@ -117,10 +116,13 @@ class Desk:
         """The venue as execution reaches it."""
         return Venue(configured_endpoint(self.settings, load_secrets(self.settings)))
 
+    def all_processes(self) -> list[psutil.Process]:
+        """Every process of the desk."""
+        return local.desk_processes(self.settings.state_dir)
+
     def processes(self, name: str) -> list[psutil.Process]:
         """The desk's processes whose command line begins with ``name``."""
-        state_dir = self.settings.state_dir
-        found = family(local.recorded(state_dir), str(state_dir), [f"{local.scratch_dir(state_dir)}/"])
+        found = self.all_processes()
         return [process for process in found if _title(process).startswith(name)]
 
     def replicas(self, deployment: str) -> list[psutil.Process]:

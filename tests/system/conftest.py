@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from cluster import local
-from cluster.processes import family
 from conf.settings import ServeSettings, Settings, load_settings
 from tests.system.client import Desk
 
@@ -63,8 +62,19 @@ def desk(desk_settings: Settings) -> Iterator[Desk]:
     running = Desk(settings)
     yield running
     running.close()
-    state_dir = settings.state_dir
-    started = local.recorded(state_dir)
-    local.down(state_dir)
-    left = family(started, str(state_dir), [f"{local.scratch_dir(state_dir)}/"])
+    _crash(running)
+    local.down(settings.state_dir)
+    left = running.all_processes()
     assert not left, f"left behind: {[process.cmdline() for process in left]}"
+
+
+def _crash(desk: Desk) -> None:
+    """Kill the parents first, so that ``down`` meets orphans: HAProxy without its actor, workers without a raylet."""
+    for process in desk.all_processes():
+        title = " ".join(process.cmdline())
+        if (
+            title.startswith("ray::HAProxyManager")
+            or "/raylet/raylet " in title
+            or "ray.scripts.scripts start" in title
+        ):
+            process.kill()
