@@ -51,7 +51,6 @@ OUTBOX_GROUP: Final = "execution"
 # More calls than this waiting for the server means it cannot keep up: refusing is better than queueing without end.
 WAITING_CALLS_MAX: Final = 20_000
 PIPELINE_CALLS_MAX: Final = 256
-CONNECTIONS_MAX: Final = 32
 
 
 class LedgerError(RuntimeError):
@@ -168,23 +167,19 @@ class Ledger:
         """A ledger on the server of ``settings``; nothing is sent yet."""
         if not settings.redis.port:
             raise LedgerUnavailable("redis.port: no ledger server is known; is the desk up? (desk up)")
-        pool = redis.asyncio.BlockingConnectionPool(
-            connection_class=redis.asyncio.SSLConnection if settings.redis.tls else redis.asyncio.Connection,
-            max_connections=CONNECTIONS_MAX,
-            timeout=settings.redis.timeout_s,
+        client = redis.asyncio.Redis(
             host=settings.redis.host or "127.0.0.1",
             port=settings.redis.port,
             db=settings.redis.database,
+            ssl=settings.redis.tls,
             password=secrets.redis_password.get_secret_value() if secrets.redis_password else None,
             socket_timeout=settings.redis.timeout_s,
             socket_connect_timeout=settings.redis.connect_timeout_s,
-            # A connection that a restarted server has closed is opened anew, once: every verb may be repeated safely.
-            # After a time-out nothing is repeated behind the caller's back.
-            retry=Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
+            # Nothing is repeated behind our back; _exchange says what may be.
+            retry=Retry(NoBackoff(), 0),
             decode_responses=True,
         )
-        timeout_s = settings.redis.timeout_s + settings.redis.connect_timeout_s
-        return cls(redis.asyncio.Redis.from_pool(pool), timeout_s)
+        return cls(client, settings.redis.timeout_s + settings.redis.connect_timeout_s)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -268,10 +263,11 @@ class Ledger:
 
     async def _orders(self, account: str, ids: Sequence[str]) -> list[dict[str, str]]:
         base = account_base(account)
-        async with self._client.pipeline(transaction=False) as pipe:
-            for client_order_id in ids:
-                pipe.hgetall(f"{base}:order:{client_order_id}")
-            found = await self._guard(pipe.execute())
+        found: list[dict[str, str]] = []
+        # One pipeline's worth at a time, so that a long list does not keep orders waiting.
+        for start in range(0, len(ids), PIPELINE_CALLS_MAX):
+            part = ids[start : start + PIPELINE_CALLS_MAX]
+            found += await asyncio.gather(*(self._direct("HGETALL", f"{base}:order:{name}") for name in part))
         return [{"client_order_id": key, **fields} for key, fields in zip(ids, found, strict=True) if fields]
 
     # -- execution -----------------------------------------------------------------------------------------------------
@@ -533,20 +529,23 @@ class Ledger:
         return [call for call in batch if not call.future.done()]
 
     async def _exchange(self, batch: Sequence[_Call]) -> list[Any]:
+        # The client's own time-out is one of each reply, not of them all.
+        async with asyncio.timeout(self._timeout_s):
+            try:
+                return await self._pipelined(batch)
+            except redis.exceptions.ConnectionError:
+                # A connection that a restarted server has closed is opened anew, once: every verb may be repeated
+                # safely. A read of the outbox may not: it would skip the entries whose reply was lost.
+                if any(call.command[0] == "XREADGROUP" for call in batch):
+                    raise
+                return await self._pipelined(batch)
+
+    async def _pipelined(self, batch: Sequence[_Call]) -> list[Any]:
         pipe = self._client.pipeline(transaction=False)
         for call in batch:
             pipe.execute_command(*call.command)
-        # The client's own time-out is one of each reply, not of them all.
-        async with asyncio.timeout(self._timeout_s):
-            replies: list[Any] = await pipe.execute(raise_on_error=False)
+        replies: list[Any] = await pipe.execute(raise_on_error=False)
         return replies
-
-    async def _guard(self, awaitable: Any) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await awaitable
-        except (redis.exceptions.RedisError, OSError) as error:
-            raise _translate(error) from error
 
 
 def limit_fields(limits: AccountLimits, products: Mapping[str, Product]) -> dict[str, str]:

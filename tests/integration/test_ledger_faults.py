@@ -391,6 +391,104 @@ async def test_a_server_busy_with_an_endless_script_is_unavailable(server: Serve
         assert (await books.reserve(order("o-1"))).accepted
 
 
+# -- a connection that breaks ------------------------------------------------------------------------------------------
+
+
+class Proxy:
+    """Stands between a ledger and its server; ``lose_replies`` lets the next request pass and its reply vanish."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._writers: list[asyncio.StreamWriter] = []
+        self._losing = False
+        self.lost = 0
+
+    async def listen(self) -> int:
+        """Returns the port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def lose_replies(self) -> None:
+        self._losing = True
+
+    def cut(self) -> None:
+        """Close every connection, as a server that restarts does."""
+        for writer in self._writers:
+            writer.close()
+
+    async def close(self) -> None:
+        self._server.close()
+        self.cut()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        self._writers += [writer, far_writer]
+        requests = asyncio.create_task(self._pass_on(reader, far_writer))
+        while (data := await far_reader.read(65_536)) and not self._losing:
+            writer.write(data)
+        self.lost += self._losing
+        self._losing = False
+        requests.cancel()
+        for end in (writer, far_writer):
+            end.close()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+        writer.close()
+
+
+@asynccontextmanager
+async def through_a_proxy(server: RedisSettings) -> AsyncIterator[tuple[Proxy, Ledger]]:
+    proxy = Proxy(server.port)
+    settings = Settings(state_dir=Path("/nowhere"), redis=server.model_copy(update={"port": await proxy.listen()}))
+    ledger = Ledger.connect(settings, redis_secrets())
+    try:
+        yield proxy, ledger
+    finally:
+        await ledger.close()
+        await proxy.close()
+
+
+async def test_a_connection_closed_in_between_is_opened_anew(books: Books, each_server: RedisSettings) -> None:
+    await books.open()
+    async with through_a_proxy(each_server) as (proxy, ledger):
+        await ledger.ping()
+        proxy.cut()
+        assert (await ledger.reserve(order("o-1"), BTC, "test")).kind == "ACCEPTED"
+
+
+async def test_an_order_whose_answer_was_lost_is_asked_again_and_reserved_once(
+    books: Books, each_server: RedisSettings
+) -> None:
+    await books.open()
+    async with through_a_proxy(each_server) as (proxy, ledger):
+        await ledger.ping()
+        proxy.lose_replies()
+        verdict = await ledger.reserve(order("o-1"), BTC, "test")
+        assert (verdict.kind, verdict.accepted, proxy.lost) == ("REPEATED", True, 1)
+    assert await books.outbox() == [("SUBMIT", "o-1")]
+    assert await books.ledger.verify(ACCOUNT) == []
+
+
+async def test_outbox_entries_whose_reply_was_lost_are_not_skipped(books: Books, each_server: RedisSettings) -> None:
+    # Asked again, the server would name the entries after those it believes this reader to have.
+    await books.open()
+    await books.ledger.outbox_open(ACCOUNT)
+    for number in range(4):
+        await books.accept(f"o-{number}")
+    async with through_a_proxy(each_server) as (proxy, ledger):
+        await ledger.ping()
+        proxy.lose_replies()
+        with pytest.raises(LedgerUnavailable):
+            await ledger.outbox_read(ACCOUNT, "execution", ">", 2)
+        assert proxy.lost == 1
+        # What a new start of execution does: first what it was given before, then what is new.
+        given = await ledger.outbox_read(ACCOUNT, "execution", "0", 10)
+        new = await ledger.outbox_read(ACCOUNT, "execution", ">", 10)
+        assert [entry.client_order_id for entry in given + new] == ["o-0", "o-1", "o-2", "o-3"]
+
+
 # -- a server that was killed ------------------------------------------------------------------------------------------
 
 
