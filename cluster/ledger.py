@@ -329,12 +329,25 @@ class Ledger:
         """Make the outbox's consumer group if it does not exist."""
         await self._call("tt_open_outbox", account, OUTBOX_GROUP)
 
-    async def outbox_read(self, account: str, consumer: str, start: str, at_most: int) -> list[OutboxEntry]:
-        """Entries for ``consumer``: ``start`` ">" = new ones, "0" = those it was given and has not finished."""
+    async def outbox_read(
+        self, account: str, consumer: str, start: str, at_most: int, wait_ms: int = 0
+    ) -> list[OutboxEntry]:
+        """Entries for ``consumer``: ``start`` ">" = new ones, "0" = those it was given and has not finished.
+
+        With ``wait_ms`` (below the time-out) the server holds the answer back until there is a new entry.
+        """
         key = f"{account_base(account)}:outbox"
-        reply = await self._direct(
-            "XREADGROUP", "GROUP", OUTBOX_GROUP, consumer, "COUNT", str(at_most), "STREAMS", key, start
-        )
+        command = ["XREADGROUP", "GROUP", OUTBOX_GROUP, consumer, "COUNT", str(at_most)]
+        if wait_ms:
+            # On a connection of its own: in the pipeline it would hold back everybody else's calls too.
+            waiting = [*command, "BLOCK", str(wait_ms), "STREAMS", key, start]
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    reply = await self._client.execute_command(*waiting)  # type: ignore[no-untyped-call]
+            except (redis.exceptions.RedisError, OSError) as error:
+                raise _translate(error) from error
+        else:
+            reply = await self._direct(*command, "STREAMS", key, start)
         streams = reply.items() if isinstance(reply, dict) else reply or []
         return [
             OutboxEntry(entry_id, fields.get("kind", ""), fields.get("id", ""))

@@ -404,6 +404,8 @@ def _environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "m.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        # Serve's own figures need not leave each replica ten times a second.
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
         # Workers would otherwise run at nice 15 and starve beside anything else on the machine.
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

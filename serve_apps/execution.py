@@ -44,7 +44,8 @@ from strategies.model import (
 )
 
 CONSUMER: Final = "execution"
-SENDING_AT_ONCE: Final = 8
+SENDING_AT_ONCE: Final = 16
+OUTBOX_WAIT_MS: Final = 500
 START_BACKOFF_S: Final = 1.0
 # A request that was sent may still be on its way to the venue; only after this long does "not found" mean "never came".
 SETTLED_S: Final = 15.0
@@ -115,20 +116,20 @@ class Execution:
     # -- outbox --------------------------------------------------------------------------------------------------------
 
     async def _work_outbox(self) -> None:
+        """Carry entries as they come, a bounded number at once; one that the venue keeps waiting holds up no other."""
         gate = asyncio.Semaphore(SENDING_AT_ONCE)
 
         async def carry(entry: OutboxEntry) -> None:
-            async with gate:
+            try:
                 await self._carry(entry)
+            finally:
+                gate.release()
 
-        while True:
-            entries = await self._ledger.outbox_read(self._account, CONSUMER, ">", 64)
-            if entries:
-                async with asyncio.TaskGroup() as group:
-                    for entry in entries:
-                        group.create_task(carry(entry))
-            else:
-                await asyncio.sleep(0.01)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for entry in await self._ledger.outbox_read(self._account, CONSUMER, ">", 64, OUTBOX_WAIT_MS):
+                    await gate.acquire()
+                    group.create_task(carry(entry))
 
     async def _carry(self, entry: OutboxEntry) -> None:
         """Do what one entry asks, again and again while the venue surely has not done it, then remove it."""

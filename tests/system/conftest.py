@@ -70,8 +70,9 @@ def desk(desk_settings: Settings) -> Iterator[Desk]:
 
 def _crash(desk: Desk) -> None:
     """Kill the parents first, so that ``down`` meets orphans: HAProxy without its actor, workers without a raylet."""
-    for process in desk.all_processes():
-        title = " ".join(process.cmdline())
+    # Read before the first kill: a process whose parent is gone may be one whose command line cannot be read any more.
+    titles = [(process, " ".join(process.cmdline())) for process in desk.all_processes()]
+    for process, title in titles:
         if (
             title.startswith("ray::HAProxyManager")
             or "/raylet/raylet " in title
