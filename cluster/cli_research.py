@@ -261,7 +261,8 @@ def jobs_logs(
 ) -> None:
     """What a run's Ray job has printed."""
     client = _ray_jobs(running_settings())
-    for text in client.tail(run_id) if follow else [client.logs(run_id)]:
+    job_id = _last_job(client, run_id)
+    for text in client.tail(job_id) if follow else [client.logs(job_id)]:
         sys.stdout.write(text)
 
 
@@ -273,7 +274,8 @@ def jobs_stop(run_id: str = typer.Argument(..., help="The run."), as_json: bool 
 
     settings = running_settings()
     folder = open_run(settings.runs_path, run_id)
-    stopped = _ray_jobs(settings).stop(run_id)
+    client = _ray_jobs(settings)
+    stopped = not folder.progress().state.ended and client.stop(_last_job(client, run_id))
     progress = _settled(settings, folder)
     if as_json:
         print_json({"run_id": run_id, "stopped": stopped, "progress": progress})
@@ -368,7 +370,7 @@ def _settled(settings: Settings, folder: RunFolder) -> RunProgress:
     if progress.state.ended:
         return progress
     try:
-        return settle_with_job(folder, _ray_jobs(settings).find(folder.run_id))
+        return settle_with_job(folder, _ray_jobs(settings).latest(folder.run_id))
     except RayJobsError:
         # Without Ray what the folder says stands.
         return progress
@@ -390,6 +392,14 @@ def _print_leaderboard(folder: RunFolder, top: int) -> None:
     if folder.report_file.exists():
         console.print("report: ", end="")
         sys.stdout.write(f"{folder.report_file}\n")
+
+
+def _last_job(client: RayJobs, run_id: str) -> str:
+    """The id of the run's last Ray job: a run that was resumed has had several."""
+    job = client.latest(run_id)
+    if job is None:
+        raise CommandError(f"run_id: Ray has no job of {run_id!r} (a new desk forgets the jobs of the one before)")
+    return job.submission_id
 
 
 def _ray_jobs(settings: Settings) -> RayJobs:

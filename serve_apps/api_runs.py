@@ -129,7 +129,7 @@ async def settled(desk: Desk, folder: RunFolder) -> tuple[Progress, str | None]:
     if progress.state.ended:
         return progress, None
     try:
-        job = await desk.ray.call(lambda jobs: jobs.find(folder.run_id))
+        job = await desk.ray.call(lambda jobs: jobs.latest(folder.run_id))
     except Problem:
         # Without Ray what the folder says stands; the next question asks again.
         return progress, None
@@ -215,12 +215,20 @@ async def stop_run(desk: Desk, folder: RunFolder) -> tuple[Stopping, Progress]:
     if progress.state.ended:
         return "ALREADY", progress
     try:
-        stopping = await desk.ray.call(lambda jobs: jobs.stop(folder.run_id))
+        stopping = await desk.ray.call(lambda jobs: jobs.stop(_attempt(jobs, folder.run_id)))
     except UnknownJob:
         # Never handed over, or the cluster was made anew: there is nothing to stop but the run itself.
         return "STOPPED", await asyncio.to_thread(settle, folder, RunState.STOPPED)
     progress, _ = await settled(desk, folder)
     return "REQUESTED" if stopping and not progress.state.ended else "STOPPED", progress
+
+
+def _attempt(jobs: RayJobs, run_id: str) -> str:
+    """The id of the run's last job; raises ``UnknownJob``."""
+    job = jobs.latest(run_id)
+    if job is None:
+        raise UnknownJob(run_id)
+    return job.submission_id
 
 
 def run_view(
