@@ -202,7 +202,7 @@ def _run(port: int, key: str, account: str, options: argparse.Namespace, setting
 
 
 def _await_quiet(timeout_s: float = 90.0) -> float:
-    """Wait until the machine has little else to do (a desk that has just come up settles first); per cent of it busy."""
+    """Wait until the machine has little else to do (a new desk settles first); returns per cent of it busy."""
     deadline = time.monotonic() + timeout_s
     while (busy := psutil.cpu_percent(interval=2.0)) > QUIET_PERCENT and time.monotonic() < deadline:
         pass
