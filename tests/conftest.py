@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 TIERS = ("unit", "properties", "contract", "kubernetes", "integration", "system")
 
@@ -20,6 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
     from cluster.local import NUMBA_CACHE_DIR
 
     os.environ.setdefault("NUMBA_CACHE_DIR", str(NUMBA_CACHE_DIR))
+    # The same examples each time, so that a red run means a change; the nightly tier looks for new ones.
+    settings.register_profile("desk", derandomize=not config.getoption("--nightly"), print_blob=True)
+    settings.load_profile("desk")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -316,7 +316,8 @@ async def test_a_stopped_run_is_resumed_and_any_other_left_as_it_is(desk: ApiDes
     answer = await desk.post("/v1/backtests/a-run/resume")
     assert answer.status_code == 202
     assert len(ray.submissions) == 2
-    assert ray.jobs["a-run"]["status"] == "PENDING"
+    # A new attempt has an id of its own; the run keeps its one.
+    assert ray.jobs["a-run-r2"]["status"] == "PENDING"
 
 
 async def test_runs_are_listed_newest_first(desk: ApiDesk) -> None:
