@@ -93,6 +93,7 @@ def urls(settings: Settings) -> dict[str, str]:
         "API": settings.api_url,
         "API description": f"{settings.api_url}/openapi.json",
         "orders": f"{settings.api_url}/v1/orders",
+        "orders, many": f"http://127.0.0.1:{settings.serve.orders_port}/v1/orders",
         "Ray dashboard": f"http://127.0.0.1:{settings.ray.dashboard_port}",
         "API key": str(settings.state_dir / local.API_KEY_FILE),
         "bars": str(settings.bars_path),

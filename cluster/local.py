@@ -204,7 +204,10 @@ def _settled(settings: Settings) -> Settings:
         scratch.mkdir(mode=0o700)
         simulated, embedded = settings.venue.kind == "simulator", settings.redis.host is None
         ports = {
-            "serve": {"http_port": choose_port(settings.serve.http_port, "serve.http_port")},
+            "serve": {
+                "http_port": choose_port(settings.serve.http_port, "serve.http_port"),
+                "orders_port": choose_port(settings.serve.orders_port or 0, "serve.orders_port"),
+            },
             "ray": {
                 "gcs_port": choose_port(settings.ray.gcs_port, "ray.gcs_port"),
                 "dashboard_port": choose_port(settings.ray.dashboard_port, "ray.dashboard_port"),

@@ -67,6 +67,9 @@ class ServeSettings(_Section):
     """Where the applications answer over HTTP; 0 = a free port."""
 
     http_port: int = Field(8000, ge=0, le=65535)
+    orders_port: int | None = Field(
+        None, ge=0, le=65535, description="the risk replicas' own port; absent = none (the embedded desk opens one)"
+    )
 
 
 class VenueSettings(_Section):

@@ -20,6 +20,7 @@ from cluster.api_keys import READ, TRADE, ApiKey, KeyRing
 from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, Verdict
 from cluster.risk import ORDER_BYTES_MAX, InvalidOrder, check_order, read_order
 from conf.settings import load_secrets, load_settings
+from serve_apps.listener import Listener
 from serve_apps.problem import MEDIA_TYPE, Problem, forbidden, unauthorised, unavailable
 from strategies.model import Product, units
 
@@ -40,8 +41,9 @@ logger = logging.getLogger("ray.serve")
 class OrdersApp:
     """The ASGI application of one risk replica."""
 
-    def __init__(self, ledger: Ledger, keys: KeyRing) -> None:
-        """Answer from ``ledger``."""
+    def __init__(self, ledger: Ledger, keys: KeyRing, own_port: int | None = None) -> None:
+        """Answer from ``ledger``, beside Serve's way also on ``own_port``."""
+        self._own_port = own_port
         self._ledger = ledger
         self._keys = keys
         self._products: dict[str, Product] = {}
@@ -50,7 +52,7 @@ class OrdersApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; every failure becomes a problem document."""
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await self._live(receive, send)
             return
         if scope["type"] != "http":
             return
@@ -64,6 +66,17 @@ class OrdersApp:
             logger.exception("order not decided")
             status, body, headers = _failure(Problem(500, "INTERNAL", "not decided; the fault is logged"))
         await _respond(send, status, body, headers)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Open the replica's own port when Serve starts the application, and drain it when Serve ends it."""
+        listener = Listener(self, self._own_port) if self._own_port else None
+        while True:
+            message = await receive()
+            if listener is not None:
+                await (listener.open() if message["type"] == "lifespan.startup" else listener.close())
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         key = await self._key(scope)
@@ -260,14 +273,6 @@ def _failure(problem: Problem) -> Answer:
     return problem.status, problem.body(), {"content-type": MEDIA_TYPE, **problem.headers}
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
-
-
 @serve.deployment(name="risk")
 @serve.ingress()
 class Risk:
@@ -280,7 +285,7 @@ class Risk:
         if secrets.api_key_pepper is None:
             raise RuntimeError("secrets: api_key_pepper is missing, so no API key can be checked")
         self._ledger = Ledger.connect(settings, secrets)
-        self._asgi = OrdersApp(self._ledger, KeyRing(self._ledger, secrets.api_key_pepper))
+        self._asgi = OrdersApp(self._ledger, KeyRing(self._ledger, secrets.api_key_pepper), settings.serve.orders_port)
 
     def __serve_build_asgi_app__(self) -> OrdersApp:
         """What Serve runs for each request."""

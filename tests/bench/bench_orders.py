@@ -1,4 +1,4 @@
-"""Orders a second through the orders application (Serve, HAProxy, three risk replicas) against plain FastAPI.
+"""Orders a second through the three risk replicas, on their own port and through HAProxy, against plain FastAPI.
 
 Both make the same checks in the same function on a Valkey that fsyncs every write; both share two cores with the load
 generator. The peer is measured while the desk is down, before and after, so that it has the machine to itself.
@@ -72,12 +72,18 @@ def main() -> None:
         "connections": options.connections,
         "duration_s": options.duration_s,
         "appendfsync": "always",
-        "ours": _median(ours),
+        "ours": _median(ours["own_port"]),
+        "ours_through_haproxy": _median(ours["through_haproxy"]),
         "plain_fastapi": _median(peer),
-        "ratio_requests_per_s": round(_median(ours)["requests_per_s"] / _median(peer)["requests_per_s"], 2),
+        "ratio_requests_per_s": _ratio(ours["own_port"], peer),
+        "ratio_requests_per_s_through_haproxy": _ratio(ours["through_haproxy"], peer),
         "runs": {"ours": ours, "plain_fastapi": peer},
     }
     print(json.dumps(result, indent=1))
+
+
+def _ratio(ours: list[dict[str, Any]], peer: list[dict[str, Any]]) -> float:
+    return round(float(_median(ours)["requests_per_s"]) / float(_median(peer)["requests_per_s"]), 2)
 
 
 def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -87,15 +93,19 @@ def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _measure_ours(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _measure_ours(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     settings = load_settings("paper", folder)
     redis = settings.redis.model_copy(update={"maxmemory_mb": MAXMEMORY_MB})
     settings = local.up(settings.model_copy(update={"serve": ServeSettings(http_port=0), "redis": redis}))
     try:
-        key = asyncio.run(_open_accounts(settings, load_secrets(settings), options.rounds))
-        return [
-            _run(settings.serve.http_port, key, f"bench{number}", options, settings) for number in range(options.rounds)
-        ]
+        names = [f"{way}{number}" for way in ("own_port", "through_haproxy") for number in range(options.rounds)]
+        key = asyncio.run(_open_accounts(settings, load_secrets(settings), names))
+        assert settings.serve.orders_port
+        ports = {"own_port": settings.serve.orders_port, "through_haproxy": settings.serve.http_port}
+        return {
+            name: [_run(port, key, f"{name}{number}", options, settings) for number in range(options.rounds)]
+            for name, port in ports.items()
+        }
     finally:
         local.down(folder)
 
@@ -109,7 +119,8 @@ def _measure_peer(folder: Path, options: argparse.Namespace) -> list[dict[str, A
     write_secrets(folder / "secrets.env", {"redis_password": secrets.token_urlsafe(32), "api_key_pepper": pepper})
     loaded = load_secrets(settings)
     with _valkey(settings), _peer_server(settings, loaded, options.workers) as (http_port, set_key):
-        key = asyncio.run(_open_accounts(settings, loaded, options.rounds))
+        names = [f"bench{number}" for number in range(options.rounds)]
+        key = asyncio.run(_open_accounts(settings, loaded, names))
         set_key(key, http_port)
         return [_run(http_port, key, f"bench{number}", options, settings) for number in range(options.rounds)]
 
@@ -162,13 +173,12 @@ def _peer_server(settings: Settings, loaded: Secrets, workers: int) -> Iterator[
             process.wait(10)
 
 
-async def _open_accounts(settings: Settings, loaded: Secrets, count: int) -> str:
+async def _open_accounts(settings: Settings, loaded: Secrets, accounts: list[str]) -> str:
     """Accounts nobody executes for, so that only the orders application is at work; one a run. Returns an API key."""
     ledger = Ledger.connect(settings, loaded)
     try:
         await ledger.install()
-        for number in range(count):
-            account = f"bench{number}"
+        for account in accounts:
             await ledger.set_limits(account, limit_fields(LIMITS, {PRODUCT.product_id: PRODUCT}), "bench")
             await ledger.open_account(account, 2 * 10**15, {}, "bench")
             await ledger.set_references(account, [(PRODUCT, Decimal("50000.00"), Decimal("50000.01"))])

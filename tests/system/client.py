@@ -31,12 +31,18 @@ class Desk:
         self.key = local.local_api_key(settings.state_dir)
         headers = {"Authorization": f"Bearer {self.key}"}
         limits = httpx.Limits(max_connections=64)
-        self.http = httpx.Client(base_url=settings.api_url, headers=headers, timeout=15, trust_env=False, limits=limits)
+        own = f"http://127.0.0.1:{settings.serve.orders_port}"
+        self.doors = {
+            door: httpx.Client(base_url=url, headers=headers, timeout=15, trust_env=False, limits=limits)
+            for door, url in {"serve": settings.api_url, "own port": own}.items()
+        }
+        self.http = self.doors["serve"]
         self._numbers = itertools.count()
         self._run = uuid.uuid4().hex[:8]
 
     def close(self) -> None:
-        self.http.close()
+        for client in self.doors.values():
+            client.close()
 
     def order_id(self) -> str:
         """An id no other test uses."""
@@ -59,17 +65,20 @@ class Desk:
         """The body of a limit order far below the market."""
         return self.order(type="LIMIT", limit_price="1000.00", quantity="0.01") | changes
 
-    def submit(self, body: dict[str, Any]) -> httpx.Response:
-        return self.http.post("/v1/orders", json=body)
+    def submit(self, body: dict[str, Any], door: str = "serve") -> httpx.Response:
+        """Send one order through Serve's port or the replicas' own."""
+        return self.doors[door].post("/v1/orders", json=body)
 
-    def submit_all(self, bodies: Sequence[dict[str, Any]], persist_s: float = 0.0) -> list[httpx.Response | None]:
+    def submit_all(
+        self, bodies: Sequence[dict[str, Any]], persist_s: float = 0.0, door: str = "serve"
+    ) -> list[httpx.Response | None]:
         """Send concurrently; with ``persist_s`` a failed one is repeated with its id for so long, else None."""
 
         def send(body: dict[str, Any]) -> httpx.Response | None:
             deadline = time.monotonic() + persist_s
             while True:
                 try:
-                    reply = self.submit(body)
+                    reply = self.submit(body, door)
                 except httpx.TransportError:
                     reply = None
                 if (reply is not None and reply.status_code < 500) or time.monotonic() > deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -134,7 +135,7 @@ def test_accounts_exposures_and_profit_are_shown_as_the_ledger_has_them(desk: De
     account = desk.http.get("/v1/accounts/main").json()
     snapshot = desk.ledger(lambda ledger: ledger.snapshot("main"))
     assert account["data_source"] == "SIMULATED"
-    assert account["cash"] == f"{int(snapshot.book['cash']) / 1e6:.6f}"
+    assert Decimal(account["cash"]) * 10**6 == int(snapshot.book["cash"])
     for part in ("exposures", "pnl", "limits"):
         reply = desk.http.get(f"/v1/accounts/main/{part}")
         assert reply.status_code == 200, reply.text

@@ -24,13 +24,14 @@ def _books(desk: Desk, accepted: list[str], strategy: str) -> tuple[int, int]:
     return len(set(accepted) - stored), len(at_venue) - len(set(at_venue))
 
 
-def test_killing_a_replica_in_the_middle_loses_and_duplicates_nothing(desk: Desk) -> None:
+@pytest.mark.parametrize("door", ["serve", "own port"])
+def test_killing_a_replica_in_the_middle_loses_and_duplicates_nothing(desk: Desk, door: str) -> None:
     replicas = desk.replicas("orders:risk")
     assert len(replicas) == 3
     bodies = [desk.resting(strategy="race", quantity="0.01") for _ in range(ORDERS)]
     killer = threading.Timer(0.15, replicas[0].kill)
     killer.start()
-    replies = desk.submit_all(bodies, persist_s=30)
+    replies = desk.submit_all(bodies, persist_s=30, door=door)
     killer.join()
     assert not psutil.pid_exists(replicas[0].pid) or replicas[0].status() == psutil.STATUS_ZOMBIE
     accepted = [

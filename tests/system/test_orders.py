@@ -98,15 +98,30 @@ def test_every_route_of_version_1_needs_a_key(desk: Desk) -> None:
             assert reply.json()["code"] == "NOT_AUTHENTICATED"
 
 
+def test_the_replicas_own_port_gives_the_same_answers(desk: Desk) -> None:
+    body = desk.resting()
+    first = desk.submit(body, "own port")
+    assert first.status_code == 201, first.text
+    repeat = desk.submit(body, "serve")
+    assert (repeat.text, repeat.headers["idempotent-replayed"]) == (first.text, "true")
+    other = desk.submit(body | {"quantity": "0.02"}, "own port")
+    assert (other.status_code, other.headers["content-type"]) == (409, "application/problem+json")
+    own = desk.doors["own port"]
+    assert own.post("/v1/orders", json=body, headers={"authorization": "Bearer x"}).status_code == 401
+    assert own.delete(f"/v1/orders/{body['client_order_id']}?account=main").status_code in {200, 202}
+    assert desk.settled(body["client_order_id"])["status"] == "CANCELLED"
+
+
 @pytest.mark.parametrize(
-    ("strategy", "code"),
+    ("strategy", "code", "door"),
     [
-        ("race", "MAX_OPEN_ORDERS"),  # room for 100 open orders
-        ("gross", "MAX_GROSS"),  # 1,000 USD: room for 100 orders of 10 USD
+        ("race", "MAX_OPEN_ORDERS", "serve"),  # room for 100 open orders
+        ("race", "MAX_OPEN_ORDERS", "own port"),
+        ("gross", "MAX_GROSS", "serve"),  # 1,000 USD: room for 100 orders of 10 USD
     ],
 )
-def test_of_300_at_once_exactly_100_find_room(desk: Desk, strategy: str, code: str) -> None:
-    replies = desk.submit_all([desk.resting(strategy=strategy) for _ in range(300)])
+def test_of_300_at_once_exactly_100_find_room(desk: Desk, strategy: str, code: str, door: str) -> None:
+    replies = desk.submit_all([desk.resting(strategy=strategy) for _ in range(300)], door=door)
     counts = Counter(reply.status_code for reply in replies if reply is not None)
     assert counts == {201: 100, 422: 200}
     denied = [reply.json()["code"] for reply in replies if reply is not None and reply.status_code == 422]
