@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from typing import Any, Final
 
 from ray import serve
@@ -263,7 +263,9 @@ class Execution:
     async def _set_references(self) -> None:
         quotes = await asyncio.to_thread(self._venue.best_bid_ask, sorted(self._limits.products))
         known = [(self._products[q.product_id], q.bid, q.ask) for q in quotes if q.product_id in self._products]
-        await self._ledger.set_references(self._account, [item for item in known if 0 < item[1] <= item[2]])
+        # A price between two ticks (a product whose increment has just changed) is widened, not a reason to stop.
+        on_ticks = [(p, _down(bid, p.quote_increment), -_down(-ask, p.quote_increment)) for p, bid, ask in known]
+        await self._ledger.set_references(self._account, [item for item in on_ticks if 0 < item[1] <= item[2]])
 
     async def _open_account(self) -> None:
         balances = {b.currency: b.available + b.hold for b in await asyncio.to_thread(self._venue.accounts)}
@@ -313,6 +315,10 @@ def order_of(client_order_id: str, account: str, fields: Mapping[str, str]) -> O
         limit_price=Decimal(fields["limit_price"]) if fields["limit_price"] else None,
         post_only=fields["post_only"] == "1",
     )
+
+
+def _down(price: Decimal, increment: Decimal) -> Decimal:
+    return (price / increment).to_integral_value(ROUND_FLOOR) * increment
 
 
 async def supervise(make: Callable[[], Execution]) -> None:
