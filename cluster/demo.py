@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,8 @@ def run(stay: bool, venue: str | None) -> None:
     except KeyboardInterrupt:
         console.print("\nstopping")
     finally:
+        # A second Ctrl-C must not interrupt the stopping and leave half of the desk behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not was_up:
             local.down(settings.state_dir, lambda text: console.print(f"  {text}", highlight=False))
 
@@ -150,8 +153,6 @@ def _desk(*words: str) -> None:
 
 
 def _wait_for_ever() -> None:
-    import signal
-
     # Ctrl-C and a polite kill both end here as KeyboardInterrupt.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     while True:
