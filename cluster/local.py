@@ -198,10 +198,9 @@ def _settled(settings: Settings) -> Settings:
         if found.coinbase_key_name is None or found.coinbase_private_key is None:
             needed = "COINBASE_KEY_NAME and COINBASE_PRIVATE_KEY in conf/secrets.env"
             raise DeskError(f"venue.kind: orders go to Coinbase only with a key: put {needed}")
+    scratch = scratch_dir(folder)
     if not recorded(folder):
-        scratch = scratch_dir(folder)
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(mode=0o700)
         simulated, embedded = settings.venue.kind == "simulator", settings.redis.host is None
         ports = {
             "serve": {
@@ -220,6 +219,8 @@ def _settled(settings: Settings) -> Settings:
             host_port = settings.venue.host_port or f"127.0.0.1:{settings.simulator.port}"
             settings = _updated(settings, {"venue": {"host_port": host_port}})
         _record(settings, [])
+    # Also where processes are recorded: a restart of the machine empties /tmp and leaves the record.
+    scratch.mkdir(mode=0o700, exist_ok=True)
     _make_secrets(folder)
     return settings
 
@@ -235,9 +236,7 @@ def _make_secrets(folder: Path) -> None:
         write_secrets(folder / SECRETS_FILE, made)
     token = folder / RAY_TOKEN_FILE
     if not token.exists():
-        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
+        write_private(token, secrets.token_hex(32))
 
 
 def _start_missing(settings: Settings, say: Say) -> None:
@@ -283,9 +282,7 @@ def start_valkey(settings: Settings) -> None:
         "requirepass": password.get_secret_value() if password else '""',
     }
     # The password goes by file, not by command line, where every user of the machine could read it.
-    descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.writelines(f"{name} {value}\n" for name, value in lines.items())
+    write_private(config, "".join(f"{name} {value}\n" for name, value in lines.items()))
     log = _log(settings.state_dir, "valkey")
     started = start("valkey", [get_binary_path(), config], _environment(settings), log, _owner(settings), folder)
     _remember(settings, started)
