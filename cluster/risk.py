@@ -28,6 +28,7 @@ from strategies.model import (
 ORDER_BYTES_MAX: Final = 16_384
 ID_PATTERN: Final = r"^[A-Za-z0-9._:\-]{1,64}$"
 NAME_PATTERN: Final = r"^[a-z0-9_]{1,32}$"
+VERSION_PATTERN: Final = r"^[A-Za-z0-9._\-]{1,64}$"
 PRODUCT_PATTERN: Final = r"^[A-Z0-9]{1,20}-[A-Z0-9]{1,20}$"
 # No sign, no exponent, at most 15 + 12 digits: such a number is finite and exact in 28-digit decimal arithmetic.
 DECIMAL_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,12})?$"
@@ -63,6 +64,12 @@ class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit_price: _Decimal | msgspec.UnsetType | None = msgspec.UNSET
     time_in_force: TimeInForce | msgspec.UnsetType | None = msgspec.UNSET
     post_only: bool | msgspec.UnsetType = msgspec.UNSET
+    reduce_only: bool | msgspec.UnsetType = msgspec.UNSET
+    strategy_version: (
+        Annotated[str, msgspec.Meta(pattern=_all_of(VERSION_PATTERN), description="of the code that decided")]
+        | msgspec.UnsetType
+        | None
+    ) = msgspec.UNSET
 
 
 class InvalidOrder(ValueError):
@@ -128,6 +135,8 @@ def _order(request: OrderRequest) -> Order:
         quantity=quantity,
         limit_price=limit_price,
         post_only=post_only,
+        reduce_only=request.reduce_only is True,
+        strategy_version=request.strategy_version or "",
     )
 
 

@@ -228,7 +228,10 @@ def units(micros: int) -> Decimal:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order as its sender means it. ``client_order_id`` is the sender's own and never changes."""
+    """An order as its sender means it. ``client_order_id`` is the sender's own and never changes.
+
+    ``strategy_version`` names the code that decided; "" says nothing, which only a strategy with any version may.
+    """
 
     client_order_id: str
     account: str
@@ -240,6 +243,8 @@ class Order:
     quantity: Decimal
     limit_price: Decimal | None = None
     post_only: bool = False
+    reduce_only: bool = False
+    strategy_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

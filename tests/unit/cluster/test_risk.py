@@ -25,6 +25,7 @@ LIMIT: Final[dict[str, Any]] = {
     "limit_price": "50000.01",
 }
 MARKET: Final = {name: value for name, value in LIMIT.items() if name != "limit_price"} | {"type": "MARKET"}
+OPTIONAL: Final = {"time_in_force": "GTC", "post_only": False, "reduce_only": False, "strategy_version": "v1"}
 REQUIRED: Final = [name for name in LIMIT if name != "limit_price"]
 
 BTC: Final = Product(
@@ -73,6 +74,16 @@ PASSES: list[tuple[dict[str, Any], str, Any]] = [
     ({"time_in_force": "FOK"}, "time_in_force", TimeInForce.FOK),
     ({"post_only": True}, "post_only", True),
     ({"post_only": False, "time_in_force": "IOC"}, "post_only", False),
+    ({}, "reduce_only", False),
+    ({"reduce_only": False}, "reduce_only", False),
+    ({"reduce_only": True}, "reduce_only", True),
+    ({"reduce_only": True, "post_only": True}, "reduce_only", True),
+    ({"reduce_only": True, "time_in_force": "FOK"}, "reduce_only", True),
+    ({"reduce_only": True, "type": "MARKET", "limit_price": None}, "reduce_only", True),
+    ({}, "strategy_version", ""),
+    ({"strategy_version": None}, "strategy_version", ""),
+    ({"strategy_version": "v1.2_RC-3"}, "strategy_version", "v1.2_RC-3"),
+    ({"strategy_version": "x" * 64}, "strategy_version", "x" * 64),
     ({"type": "MARKET", "limit_price": None}, "time_in_force", TimeInForce.IOC),
     ({"type": "MARKET", "limit_price": None}, "limit_price", None),
     ({"client_order_id": "x" * 64}, "client_order_id", "x" * 64),
@@ -112,13 +123,13 @@ def test_a_missing_field_is_named(name: str) -> None:
     assert refused(json.dumps(lacking).encode()).field == f"$.{name}"
 
 
-@pytest.mark.parametrize("name", [*LIMIT, "time_in_force", "post_only"])
+@pytest.mark.parametrize("name", [*LIMIT, *OPTIONAL])
 @pytest.mark.parametrize("literal", [b"1", b"-1", b"1.5", b"[]", b'["1"]', b"{}", b"1e400", b"12345678901234567890"])
 def test_a_value_of_another_type_is_refused_by_name(name: str, literal: bytes) -> None:
     assert refused(raw(name, literal)).field == f"$.{name}"
 
 
-@pytest.mark.parametrize("name", [*REQUIRED, "post_only"])
+@pytest.mark.parametrize("name", [*REQUIRED, "post_only", "reduce_only"])
 def test_null_is_no_value_for_a_field_that_is_needed(name: str) -> None:
     assert refused(raw(name, b"null")).field == f"$.{name}"
 
@@ -206,6 +217,12 @@ NOT_NAMES: list[tuple[str, str]] = [
     ("type", "limit"),
     ("time_in_force", "GTD"),
     ("time_in_force", ""),
+    ("strategy_version", ""),
+    ("strategy_version", "x" * 65),
+    ("strategy_version", "1,2"),
+    ("strategy_version", "v 1"),
+    ("strategy_version", "v1\n"),
+    ("strategy_version", "é"),
 ]
 
 
@@ -238,9 +255,9 @@ def test_an_unknown_field_is_refused_by_name(name: str) -> None:
     assert name in f"{error.field} {error.rule}"
 
 
-@pytest.mark.parametrize("name", [*LIMIT, "time_in_force", "post_only"])
+@pytest.mark.parametrize("name", [*LIMIT, *OPTIONAL])
 def test_a_field_named_twice_is_refused_whatever_it_says(name: str) -> None:
-    values = LIMIT | {"time_in_force": "GTC", "post_only": False}
+    values = LIMIT | OPTIONAL
     again = json.dumps({name: values[name]}).encode()[1:-1]
     for twice in (body()[:-1] + b"," + again + b"," + again + b"}", b"{" + again + b"," + again + b"," + body()[1:]):
         error = refused(twice)
@@ -325,7 +342,7 @@ values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from([*LIMIT, "time_in_force", "post_only", "x"]), values, max_size=4))
+@given(st.dictionaries(st.sampled_from([*LIMIT, *OPTIONAL, "x"]), values, max_size=4))
 @settings(max_examples=300, deadline=None)
 def test_no_values_raise_anything_but_the_one_error(changed: dict[str, Any]) -> None:
     survives(json.dumps(LIMIT | changed).encode())
