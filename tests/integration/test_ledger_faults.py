@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 from pydantic import SecretStr
 
-import cluster.ledger
+import cluster.ledger_wire
 from cluster.ledger import Ledger, LedgerError, LedgerUnavailable
 from conf.settings import RedisSettings, Secrets, Settings
 from strategies.model import OrderStatus, Side, TradingState
@@ -267,7 +267,7 @@ async def test_many_readers_at_once_are_all_answered(books: Books) -> None:
 
 async def test_a_queue_without_end_is_refused(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     await books.open()
-    monkeypatch.setattr(cluster.ledger, "WAITING_CALLS_MAX", 10)
+    monkeypatch.setattr(cluster.ledger_wire, "WAITING_CALLS_MAX", 10)
     results = await asyncio.gather(*(books.reserve(order(f"o-{n}")) for n in range(30)), return_exceptions=True)
     refused = [result for result in results if isinstance(result, LedgerUnavailable)]
     assert len(refused) == 20

@@ -21,7 +21,7 @@ NOWHERE_BELOW: Final = "tests"
 
 OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "ray": ("jobs/*", "serve_apps/*", "cluster/ray_jobs.py", "cluster/local.py"),
-    "redis": ("cluster/ledger.py", "cluster/local.py"),
+    "redis": ("cluster/ledger_wire.py", "cluster/local.py"),
     "kubernetes": ("cluster/kube.py",),
     "coinbase": ("cluster/venue.py",),
 }
@@ -114,7 +114,7 @@ def test_an_upward_import_is_caught_wherever_it_hides(path: str, text: str, expe
         ("serve_apps/orders.py", "import redis", True),
         ("serve_apps/orders.py", "def f():\n    import redis.asyncio", True),
         ("serve_apps/orders.py", "if TYPE_CHECKING:\n    import redis", True),
-        ("cluster/ledger.py", "import redis.asyncio", False),
+        ("cluster/ledger_wire.py", "import redis.asyncio", False),
         ("cluster/local.py", "def f():\n    import redis", False),
         ("cluster/cli.py", "def f():\n    from kubernetes import client", True),
         ("cluster/kube.py", "def f():\n    from kubernetes import client", False),
