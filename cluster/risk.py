@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 from decimal import Decimal
+from operator import attrgetter
 from typing import Annotated, Final
 
 import msgspec
 
 from strategies.model import (
+    EXACT,
     LEDGER_INTEGER_MAX,
     Denial,
     IncrementError,
@@ -22,7 +24,6 @@ from strategies.model import (
     Product,
     Side,
     TimeInForce,
-    units,
 )
 
 ORDER_BYTES_MAX: Final = 16_384
@@ -83,6 +84,8 @@ class InvalidOrder(ValueError):
 
 
 _decoder = msgspec.json.Decoder(OrderRequest)
+_MEMBERS_MAX: Final = len(OrderRequest.__struct_fields__)
+_may_be_left_out = attrgetter(*OrderRequest.__struct_fields__[-len(OrderRequest.__struct_defaults__) :])
 
 
 def read_order(body: bytes) -> Order:
@@ -96,7 +99,7 @@ def read_order(body: bytes) -> Order:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidOrder("$", f"not JSON: {error}") from None
     # No valid key or value holds a comma, so commas count the members: one more than there are fields is a repeat.
-    if body.count(b",") >= sum(getattr(request, name) is not msgspec.UNSET for name in request.__struct_fields__):
+    if body.count(b",") >= _MEMBERS_MAX - _may_be_left_out(request).count(msgspec.UNSET):
         raise InvalidOrder(f"$.{_repeated(body)}", "named twice")
     return _order(request)
 
@@ -186,13 +189,12 @@ def _size_denials(order: Order, product: Product, scope: str) -> list[Denial]:
     if most > LEDGER_INTEGER_MAX:
         message = "more increments than can be counted"
         found.append(Denial("VALUE_TOO_LARGE", message, scope, str(most), str(LEDGER_INTEGER_MAX), "increments"))
-    elif lots is not None and ticks is not None:
-        found += _notional_denials(lots, ticks, product, scope)
+    elif lots is not None and order.limit_price is not None and ticks is not None:
+        found += _notional_denials(EXACT.multiply(order.quantity, order.limit_price), product, scope)
     return found
 
 
-def _notional_denials(lots: int, ticks: int, product: Product, scope: str) -> list[Denial]:
-    notional = units(product.notional_micros(lots, ticks))
+def _notional_denials(notional: Decimal, product: Product, scope: str) -> list[Denial]:
     if notional < product.quote_min_size:
         return [_sized("SIZE_BELOW_MIN", "notional", scope, notional, product.quote_min_size, product)]
     if notional > product.quote_max_size:
