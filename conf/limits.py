@@ -113,9 +113,17 @@ Hours = Annotated[
 
 
 def _versions(value: list[str]) -> list[str]:
-    if ANY_VERSION in value:
-        raise ValueError("any stands alone, without a list")
+    # The ledger would read these as something else than the name of a version.
+    for version in value:
+        if version in {ANY_VERSION, UNLIMITED} or version.isdigit():
+            raise ValueError(f"a version is a name and not only digits, was {version!r}")
     return value
+
+
+def _group(name: str) -> str:
+    if name == UNLIMITED or name.isdigit():
+        raise ValueError(f"a group has a name and not only digits, was {name!r}")
+    return name
 
 
 _Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9._\-]{1,64}$")]
@@ -125,6 +133,7 @@ Versions = Annotated[
 ]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")]
 ProductId = Annotated[str, Field(pattern=r"^[A-Z0-9]{1,20}-[A-Z0-9]{1,20}$")]
+GroupName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$"), AfterValidator(_group)]
 KeyId = Annotated[str, Field(pattern=r"^([0-9a-f]{12}|\*)$")]
 
 
@@ -181,7 +190,7 @@ class ProductLimits(_OrderLimits):
     volatility_halt_ms: Window
     restricted: Annotated[Literal["yes", "no"], Unit.WORD]
     hours: Hours
-    group: Annotated[Annotated[str, Field(pattern=r"^([a-z0-9_]{1,32}|-)$")], Unit.WORD]
+    group: Annotated[GroupName | Literal["-"], Unit.WORD]
 
 
 class KeyLimits(_OrderLimits):
@@ -218,7 +227,7 @@ class AccountLimits(GlobalLimits):
     products: Annotated[dict[ProductId, ProductLimits], Field(min_length=1)]
     strategies: Annotated[dict[Name, StrategyLimits], Field(min_length=1)]
     keys: Annotated[dict[KeyId, KeyLimits], Field(min_length=1)]
-    groups: dict[Name, GroupLimits]
+    groups: dict[GroupName, GroupLimits]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
@@ -40,16 +40,71 @@ class _Section(BaseModel):
 
 
 class RedisSettings(_Section):
-    """The ledger's server. Without ``host`` the desk starts its own Valkey on ``port`` (0 = a free one)."""
+    """The ledger's server: one at ``host``, or the primary that ``sentinels`` name.
+
+    With neither the desk starts its own Valkey on ``port`` (0 = a free one). Where answers wait for replicas, an order
+    is acknowledged, and sent to the venue, only once that many of them have its reservation. That many must always
+    include one that Sentinel may promote: with a Sentinel beside each of three servers 1 is enough, else it is all.
+    """
 
     host: str | None = None
     port: int = Field(0, ge=0, le=65535)
+    sentinels: tuple[str, ...] = Field((), max_length=15, description="host:port of each Sentinel")
+    sentinel_name: str = Field("ledger", min_length=1, max_length=100, description="what Sentinel calls the primary")
     database: int = Field(0, ge=0, le=15)
     tls: bool = False
     timeout_s: float = Field(1.0, gt=0, le=30)
     connect_timeout_s: float = Field(1.0, gt=0, le=30)
     maxmemory_mb: int = Field(512, ge=16)
     appendfsync: Literal["always", "everysec"] = "always"
+    wait_replicas: int | None = Field(
+        None,
+        ge=0,
+        le=16,
+        description="replicas that must have a write before it is answered; absent = 1 with Sentinels",
+    )
+    wait_timeout_ms: int = Field(500, ge=1, le=29_999, description="how long they may take; below timeout_s")
+    wait_aof: bool = Field(False, description="wait for disks, the primary's and theirs, not only for their memory")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the desk starts its own server."""
+        return self.host is None and not self.sentinels
+
+    @property
+    def acknowledgements(self) -> int:
+        """How many replicas must have a write before it is answered."""
+        return int(bool(self.sentinels)) if self.wait_replicas is None else self.wait_replicas
+
+    @property
+    def sentinel_addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each Sentinel."""
+        return [(host.strip("[]"), int(port)) for host, _, port in (name.rpartition(":") for name in self.sentinels)]
+
+    @field_validator("sentinels")
+    @classmethod
+    def _addresses(cls, sentinels: tuple[str, ...]) -> tuple[str, ...]:
+        for name in sentinels:
+            host, _, port = name.rpartition(":")
+            if not host or not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65535 or re.search(r"\s", host):
+                raise ValueError(f"expected host:port, was {name!r}")
+        if len(set(sentinels)) < len(sentinels):
+            raise ValueError("each Sentinel is named once")
+        return sentinels
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RedisSettings:
+        if self.sentinels and self.host is not None:
+            raise ValueError("host and sentinels: one of them; the primary's address comes from the Sentinels")
+        if self.embedded and self.acknowledgements:
+            raise ValueError("wait_replicas: the desk's own server has none; name host or sentinels")
+        waits = bool(self.acknowledgements) or self.wait_aof
+        if waits and self.wait_timeout_ms >= self.timeout_s * 1000:
+            raise ValueError(f"wait_timeout_ms: must be below timeout_s ({self.timeout_s * 1000:.0f} ms)")
+        # A replica tells once a second how much its disk has.
+        if self.wait_aof and self.acknowledgements and self.wait_timeout_ms < 1500:
+            raise ValueError("wait_timeout_ms: at least 1500 where answers wait for the replicas' disks (wait_aof)")
+        return self
 
 
 class RaySettings(_Section):
@@ -103,6 +158,7 @@ class Secrets(_Section):
     """Everything that must not be seen; each may be absent, and absent means absent."""
 
     redis_password: SecretStr | None = None
+    sentinel_password: SecretStr | None = None
     api_key_pepper: SecretStr | None = None
     coinbase_key_name: SecretStr | None = None
     coinbase_private_key: SecretStr | None = None

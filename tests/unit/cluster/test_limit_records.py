@@ -181,7 +181,7 @@ READ: list[tuple[str, str, Any, tuple[str, Limit]]] = [
     ("key|*", "order_rate_per_s", "2", ("order_interval_us", Limit(500_000))),
     ("product|BTC-USD", "max_position", "0.5", ("max_position_lots", Limit(50_000_000, 40_000_000))),
     ("product|BTC-USD", "restricted", "yes", ("restricted", Limit("yes"))),
-    ("strategy|manual", "versions", ["2"], ("versions", Limit("2"))),
+    ("strategy|manual", "versions", ["v2"], ("versions", Limit("v2"))),
 ]
 
 
