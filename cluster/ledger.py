@@ -1,4 +1,4 @@
-"""The shared state of the desk: one atomic call a verb into the Redis Functions library ledger.lua.
+"""The shared state of the desk: one atomic call a verb into the Redis Functions library of the ledger_*.lua files.
 
 ``Ledger`` is stateless beside its connection, so any number of replicas may hold one. How the calls travel is in
 ``cluster.ledger_wire``.
@@ -10,10 +10,9 @@ import asyncio
 import functools
 import hashlib
 import json
-import math
-import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from fractions import Fraction
 from importlib.resources import files
@@ -21,16 +20,13 @@ from typing import Any, Final
 
 import msgspec
 
-from cluster.ledger_replay import BrokenAudit, Replay
 from cluster.ledger_wire import PIPELINE_CALLS_MAX, Wire
 from cluster.ledger_wire import LedgerError as LedgerError
 from cluster.ledger_wire import LedgerUnavailable as LedgerUnavailable
 from cluster.ledger_wire import StaleEpoch as StaleEpoch
-from conf.limits import AccountLimits
 from conf.settings import Secrets, Settings
 from strategies.model import (
     EXACT,
-    LEDGER_INTEGER_MAX,
     MICROS_PER_UNIT,
     Denial,
     Fill,
@@ -42,17 +38,19 @@ from strategies.model import (
     micros_exact,
 )
 
-ACCOUNTS_KEY: Final = "tt:accounts"
+DESK_BASE: Final = "tt:{desk}"
+LIBRARY: Final = "tt_ledger"
+_PARTS: Final = ("ledger_base", "ledger_marks", "ledger_reserve", "ledger_orders", "ledger_desk")
+ACCOUNTS_KEY: Final = f"{DESK_BASE}:accounts"
 PRODUCTS_KEY: Final = "tt:products"
 API_KEYS_KEY: Final = "tt:api_keys"
 HEARTBEATS_KEY: Final = "tt:heartbeats"
-_MICRO: Final = 1 / Decimal(MICROS_PER_UNIT)
 OUTBOX_GROUP: Final = "execution"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The ledger's answer to a reservation: ``kind`` ACCEPTED, DENIED, REPEATED or CONFLICT, and the FIRST answer."""
+    """The ledger's answer: ``kind`` ACCEPTED, DENIED, REPEATED (with the FIRST answer), CONFLICT or CHECKED."""
 
     kind: str
     answer: dict[str, Any]
@@ -64,16 +62,68 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """A product's best bid and ask in quote currency units, with the sizes there in base units where known."""
+
+    product: Product
+    bid: Decimal
+    ask: Decimal
+    bid_size: Decimal | None = None
+    ask_size: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All of an account at one instant, fields as ledger.lua names them, integers as text."""
+    """An account and the desk at one instant, fields as the ledger names them, integers as text.
+
+    ``admitted``: whether this server process takes orders for the account. Of the desk itself, ``state``, ``limits``
+    and ``book`` are the desk's too.
+    """
 
     state: dict[str, str]
     limits: dict[str, str]
     book: dict[str, str]
-    positions: dict[str, str]
     reference: dict[str, str]
+    desk_state: dict[str, str]
+    desk_limits: dict[str, str]
+    desk_book: dict[str, str]
     now_ms: int
-    strategy_positions: dict[str, dict[str, str]] = field(default_factory=dict)
+    admitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsChange:
+    """What ``set_limits`` did: the version that holds, the records now written (None: removed), what waits."""
+
+    version: int
+    changed: dict[str, str | None]
+    proposal_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What waits for a second person: ``kind`` RESUME or LIMITS, ``status`` PENDING, APPLIED, REFUSED or EXPIRED."""
+
+    id: str
+    kind: str
+    account: str | None
+    payload: dict[str, Any]
+    reason: str
+    by: str
+    person: str
+    digest: str
+    created_ms: int
+    expires_ms: int
+    status: str
+    approver: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """APPLIED, REFUSED, or why not: NOT_FOUND, EXPIRED, SAME_PERSON, CHANGED, DONE, STILL_BREACHED."""
+
+    outcome: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +144,15 @@ class OutboxEntry:
     client_order_id: str
 
 
-def account_base(account: str) -> str:
-    """The base of all of an account's keys; the braces put them into one hash slot."""
-    return f"tt:{{{account}}}"
+def account_base(account: str | None) -> str:
+    """The base of all of an account's keys (None: the desk's); the braces put them all into one hash slot."""
+    return DESK_BASE if account is None else f"{DESK_BASE}:{account}"
+
+
+@functools.cache
+def library_source() -> str:
+    """The function library: its parts joined."""
+    return "\n".join((files("cluster") / f"{part}.lua").read_text() for part in _PARTS)
 
 
 def value_scale(product: Product) -> tuple[int, int]:
@@ -124,6 +180,8 @@ def fingerprint(order: Order) -> str:
         str(order.quantity.normalize(EXACT)),
         price,
         order.post_only,
+        order.reduce_only,
+        order.strategy_version,
     ]
     return hashlib.blake2b(msgspec.json.encode(content), digest_size=16).hexdigest()
 
@@ -134,6 +192,8 @@ class Ledger:
     def __init__(self, wire: Wire) -> None:
         """Use ``wire`` for everything; ``close`` closes it."""
         self._wire = wire
+        # The newest epoch seen of each account: a server that is behind it answers from an old state.
+        self._epochs: dict[str, int] = {}
 
     @classmethod
     def connect(cls, settings: Settings, secrets: Secrets) -> Ledger:
@@ -145,13 +205,17 @@ class Ledger:
         await self._wire.close()
 
     async def install(self) -> None:
-        """Load the function library, replacing an older one."""
-        source = (files("cluster") / "ledger.lua").read_text()
-        await self._direct("FUNCTION", "LOAD", "REPLACE", source)
+        """Load the function library, replacing another version of it.
+
+        The same one stays: with a new copy the server would forget which accounts it may take orders for.
+        """
+        loaded = await self._direct("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY, "WITHCODE")
+        if not loaded or _library_code(loaded[0]) != library_source():
+            await self._direct("FUNCTION", "LOAD", "REPLACE", library_source())
 
     async def ping(self) -> None:
         """Return when the server answers and has the library."""
-        reply = await self._direct("FUNCTION", "LIST", "LIBRARYNAME", "tt_ledger")
+        reply = await self._direct("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
         if not reply:
             raise LedgerUnavailable("the ledger's function library is not loaded (desk up loads it)")
 
@@ -173,31 +237,46 @@ class Ledger:
     async def reserve(self, order: Order, product: Product | None, by: str, denials: Sequence[Denial] = ()) -> Verdict:
         """Decide on ``order`` and, if it may pass, reserve, audit and queue it: one atomic step.
 
-        ``denials`` are what the stateless checks found; with any, the order is denied and that is recorded.
+        ``denials`` are what the stateless checks found; with any, the order is denied and that is recorded. Raises
+        ``LedgerUnavailable`` beginning with RECONCILING or STALE_EPOCH where this server must not decide now.
         """
-        amounts = ("", "", "", "") if denials else _amounts(order, product)
-        arguments = [
-            order.client_order_id,
-            fingerprint(order),
-            order.strategy,
-            order.product_id,
-            order.side,
-            order.type,
-            order.time_in_force,
-            str(order.quantity),
-            "" if order.limit_price is None else str(order.limit_price),
-            "1" if order.post_only else "0",
-            *amounts,
-            by,
-            [asdict(denial) for denial in denials],
-        ]
-        # One argument instead of sixteen: packing them one by one costs the client more than all else in this call.
-        try:
-            packed = msgspec.json.encode(arguments).decode()
-        except UnicodeEncodeError as error:
-            raise LedgerError(f"not text that can be sent: {error}") from None
-        kind, answer = await self._call("tt_reserve", order.account, packed)
-        return Verdict(kind, msgspec.json.decode(answer))
+        reply = await self._decide("tt_reserve", order, product, by, denials)
+        kind = str(reply[0])
+        if kind == "CONFLICT":
+            return Verdict(kind, {"client_order_id": order.client_order_id})
+        if len(reply) == 3:
+            return Verdict(kind, msgspec.json.decode(reply[2]))
+        answer = {
+            "client_order_id": order.client_order_id,
+            "verdict": "ACCEPTED",
+            "product_id": order.product_id,
+            "reserved_notional_micros": reply[2],
+            "reserved_cash_micros": reply[3],
+        }
+        if reply[4]:
+            answer["warnings"] = msgspec.json.decode(reply[4])
+        return Verdict(kind, answer)
+
+    async def check(self, order: Order, product: Product | None, by: str, denials: Sequence[Denial] = ()) -> Verdict:
+        """What ``reserve`` would answer to a new id, at this instant; nothing is written. Raises as ``reserve``."""
+        reply = await self._decide("tt_check", order, product, by, denials)
+        return Verdict("CHECKED", msgspec.json.decode(reply[2]))
+
+    async def _decide(
+        self, function: str, order: Order, product: Product | None, by: str, denials: Sequence[Denial]
+    ) -> list[Any]:
+        seen = self._epochs.get(order.account, 0)
+        reply = await self._call(function, order.account, _packed(order, product, by, denials, seen))
+        if reply[0] == "NEW_EPOCH":
+            # Somebody has reconciled the account since; what this caller keeps of it is read anew by whoever keeps it.
+            self._epochs[order.account] = seen = int(reply[1])
+            reply = await self._call(function, order.account, _packed(order, product, by, denials, seen))
+        if reply[0] in {"STALE_EPOCH", "NEW_EPOCH"}:
+            raise LedgerUnavailable(f"STALE_EPOCH: the server is at epoch {reply[1]}, this caller has seen {seen}")
+        if reply[0] == "RECONCILING":
+            raise LedgerUnavailable(f"RECONCILING: account {order.account} is being compared with the venue")
+        self._epochs[order.account] = int(reply[1])
+        return list(reply)
 
     async def request_cancel(self, account: str, client_order_id: str, by: str) -> tuple[str, str]:
         """Cancel at once what was not sent, else ask the venue: (status, CANCELLED | REQUESTED | ALREADY)."""
@@ -234,6 +313,22 @@ class Ledger:
     async def claim(self, account: str, by: str) -> int:
         """A new epoch; every writer with an older one is refused from now on."""
         return int(await self._call("tt_claim", account, by))
+
+    async def admit(self, account: str, epoch: int, by: str = "execution") -> None:
+        """Let the server process that answers take orders for the account: it has been reconciled."""
+        await self._fenced("tt_admit", account, epoch, by)
+
+    async def watch(self, account: str, epoch: int) -> list[str]:
+        """Halt products whose prices have stayed too old: the causes that tripped, or NOT_ADMITTED: reconcile."""
+        return (await self._fenced("tt_watch", account, epoch))[1:]
+
+    async def venue_errors(self, account: str, epoch: int, count: int) -> None:
+        """Count failures of the venue since the last call; too many of them stop all but reducing orders."""
+        await self._fenced("tt_venue_errors", account, epoch, str(count))
+
+    async def prove(self, account: str | None) -> int:
+        """Sum every open reservation afresh: how many counters differ. Any difference halts, in the same step."""
+        return int(await self._call("tt_prove", account))
 
     async def mark_sent(self, account: str, epoch: int, client_order_id: str) -> tuple[bool, str]:
         """(whether this caller may send it, the status now)."""
@@ -274,13 +369,16 @@ class Ledger:
         reply = await self._fenced("tt_release", account, epoch, client_order_id, status.value, reason, by)
         return len(reply) > 1, reply[0]
 
-    async def set_references(self, account: str, quotes: Sequence[tuple[Product, Decimal, Decimal]]) -> None:
-        """Set best bid and ask (quote currency units) of products; their age counts from the server's clock."""
+    async def set_references(self, account: str, references: Sequence[Reference]) -> None:
+        """Set best bid and ask of products and mark every position to them; ages count from the server's clock."""
         arguments: list[str] = []
-        for product, bid, ask in quotes:
+        for reference in references:
+            product = reference.product
             numerator, denominator = value_scale(product)
-            ticks = (str(_increments(product.ticks, bid)), str(_increments(product.ticks, ask)))
-            arguments += [product.product_id, *ticks, str(numerator), str(denominator)]
+            prices = (_increments(product.ticks, price) for price in (reference.bid, reference.ask))
+            sizes = (_whole_lots(product, size) for size in (reference.bid_size, reference.ask_size))
+            numbers = (*prices, numerator, denominator, *sizes)
+            arguments += [product.product_id, *(str(number) for number in numbers)]
         if arguments:
             await self._call("tt_set_reference", account, *arguments)
 
@@ -320,13 +418,51 @@ class Ledger:
 
     # -- the account ---------------------------------------------------------------------------------------------------
 
-    async def set_limits(self, account: str, fields: Mapping[str, str], by: str) -> int:
-        """Replace the account's limits; returns their version (unchanged where nothing differs)."""
-        arguments = [part for pair in sorted(fields.items()) for part in pair]
-        version = int(await self._call("tt_set_limits", account, by, *arguments))
-        if account not in await self.accounts():
-            await self._direct("SADD", ACCOUNTS_KEY, account)
-        return version
+    async def set_limits(
+        self,
+        account: str | None,
+        records: Mapping[str, str],
+        by: str,
+        person: str = "",
+        *,
+        reason: str = "",
+        ttl_s: float = 86_400,
+        baseline: str = "",
+    ) -> LimitsChange:
+        """Ask for these limits, all of them by scope: the first time they are taken as they are.
+
+        Later what is stricter holds at once, and what is looser becomes one proposal for another person. ``baseline``
+        is the digest of a file they come from: one that was taken before changes nothing.
+        """
+        arguments = [part for pair in sorted(records.items()) for part in pair]
+        head = (by, person, reason, str(round(ttl_s * 1000)), baseline)
+        version, changed, proposal = await self._call("tt_set_limits", account, *head, *arguments)
+        applied = {scope: record or None for scope, record in json.loads(changed).items()}
+        return LimitsChange(int(version), applied, proposal or None)
+
+    async def propose_resume(
+        self, account: str | None, scope: str, by: str, person: str, reason: str, ttl_s: float = 600
+    ) -> Proposal:
+        """Ask for another person's approval to set ``scope`` ACTIVE."""
+        ttl_ms = str(round(ttl_s * 1000))
+        reply = await self._call("tt_propose_resume", account, scope, reason, by, person, ttl_ms)
+        return _proposal(account, json.loads(reply), 0)
+
+    async def approve(self, account: str | None, proposal_id: str, digest: str, by: str, person: str) -> Approval:
+        """The second person's yes to the proposal with this digest; its effect comes in the same step."""
+        return Approval(*await self._call("tt_approve", account, proposal_id, digest, by, person))
+
+    async def refuse(self, account: str | None, proposal_id: str, by: str, person: str, reason: str) -> Approval:
+        """End a proposal without its effect."""
+        return Approval(*await self._call("tt_refuse", account, proposal_id, by, person, reason))
+
+    async def proposals(self, account: str | None) -> list[Proposal]:
+        """Everything proposed lately, newest first."""
+        seconds, micros = await self._direct("TIME")
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        found = _pairs(await self._direct("HGETALL", f"{account_base(account)}:approvals"))
+        proposals = [_proposal(account, json.loads(text), now_ms) for text in found.values()]
+        return sorted(proposals, key=lambda proposal: int(proposal.id), reverse=True)
 
     async def open_account(
         self, account: str, cash_micros: int, positions: Mapping[str, tuple[int, int]], by: str
@@ -335,15 +471,13 @@ class Ledger:
         arguments = [str(part) for product, pair in positions.items() for part in (product, *pair)]
         return str(await self._call("tt_open_account", account, by, str(cash_micros), *arguments)) == "OPENED"
 
-    async def set_state(self, account: str, scope: str, state: TradingState, by: str, reason: str) -> tuple[int, int]:
-        """Set a scope's trading state: (audit number, cancels asked for). Scopes: global, account, strategy|S …"""
-        seq, asked = await self._call("tt_set_state", account, scope, state.value, by, reason)
-        return int(seq), int(asked)
-
     async def tighten(
-        self, account: str, scope: str, state: TradingState, by: str, reason: str
+        self, account: str | None, scope: str, state: TradingState, by: str, reason: str
     ) -> tuple[int, int, TradingState]:
-        """As ``set_state``, but a stricter state stays: (audit number, cancels asked for, the state that holds)."""
+        """Make a scope (global of the desk; account, strategy|S, product|P) at least as strict as ``state``.
+
+        Returns (audit number, cancels asked for, the state that holds). Loosening is ``propose_resume``'s.
+        """
         seq, asked, holds = await self._call("tt_tighten", account, scope, state.value, by, reason)
         return int(seq), int(asked), TradingState(holds)
 
@@ -351,62 +485,38 @@ class Ledger:
         """Names of all accounts with limits."""
         return sorted(await self._direct("SMEMBERS", ACCOUNTS_KEY))
 
-    async def snapshot(self, account: str) -> Snapshot:
-        """The whole account at one instant."""
+    async def snapshot(self, account: str | None) -> Snapshot:
+        """The whole account, and the desk, at one instant."""
         reply = await self._call("tt_snapshot", account)
         parts = {reply[i]: _pairs(reply[i + 1]) for i in range(0, len(reply), 2)}
-        now_ms = int(parts.pop("now_ms")["now_ms"])
-        by_strategy = [name for name in parts if name.startswith("positions:")]
-        held = {name.removeprefix("positions:"): parts.pop(name) for name in by_strategy}
-        return Snapshot(now_ms=now_ms, strategy_positions=held, **parts)
+        server = parts.pop("server")
+        return Snapshot(now_ms=int(server["now_ms"]), admitted=server["admitted"] == "1", **parts)
 
-    async def verify(self, account: str) -> list[Difference]:
-        """Prove the books: every counter against the open reservations summed afresh, and all against the audit stream.
+    async def open_sums(self, account: str | None) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """Every open reservation summed afresh (``broken``, ``unqueued`` beside them), the book, the desk's book."""
+        sums, book, desk = await self._call("tt_open_sums", account)
+        return _pairs(sums), _pairs(book), _pairs(desk)
 
-        Returns the figures that do not add up; an empty list is the proof. The sums are of one instant, and the stream
-        is replayed up to that instant, so the proof holds while others write.
-        """
-        reply = await self._call("tt_open_sums", account)
-        sums, book, positions = (_figures(part) for part in reply[:3])
-        by_strategy = _pairs(reply[3])
-        strategies = {(s, p): lots for s in by_strategy for p, lots in _figures(by_strategy[s]).items()}
-        differences = [
-            _difference("orders in :open without a reservation", 0, sums.pop("broken")),
-            _difference("reserved orders missing in the outbox", 0, sums.pop("unqueued")),
-        ]
-        counted = {"reserved", *sums, *(f for f in book if f.endswith(("|open_orders", "|open_notional", "_lots")))}
-        differences += [_difference(f, book.get(f, 0), sums.get(f, 0)) for f in sorted(counted)]
-        entries = book.pop("seq", 0)
-        book.pop("denied_for_rate", None)
-        replay = Replay()
-        try:
-            await self._replay(account, replay, -1 if entries is None else entries)
-        except BrokenAudit as error:
-            differences.append(Difference(f"audit entries ({error})", entries or 0, replay.seq))
-        if replay.seq == entries:
-            differences += _compare("", book, replay.book())
-            differences += _compare("position ", positions, replay.positions)
-            differences += _compare("position of strategy ", strategies, replay.strategy_positions)
-        return [d for d in differences if d is not None]
+    async def audit_entries(
+        self, account: str | None, after: str = "", at_most: int = 1000
+    ) -> list[tuple[str, dict[str, str]]]:
+        """Entries of the audit stream, oldest first, from behind the one with the stream id ``after``."""
+        start = f"({after}" if after else "-"
+        key = f"{account_base(account)}:audit"
+        return list(await self._direct("XRANGE", key, start, "+", "COUNT", str(at_most)))
 
-    async def _replay(self, account: str, replay: Replay, entries: int) -> None:
-        """Take the first ``entries`` entries of the stream; raises ``BrokenAudit`` where they are not all there."""
-        start = "-"
-        while True:
-            page = await self._direct("XRANGE", f"{account_base(account)}:audit", start, "+", "COUNT", "1000")
-            for _, fields in page:
-                if replay.seq == entries:
-                    # Written since the sums were made; only that it is the next one can be said of it.
-                    entries_seen = fields.get("seq")
-                    if entries_seen != str(entries + 1):
-                        raise BrokenAudit(f"expected entry {entries + 1}, was {entries_seen}")
-                    return
-                replay.apply(fields)
-            if len(page) < 1000:
-                break
-            start = f"({page[-1][0]}"
-        if replay.seq != entries:
-            raise BrokenAudit(f"expected {entries}, the stream ends after {replay.seq}")
+    async def archived(self, account: str | None, through_seq: int, file: str, sha256: str, by: str = "archive") -> int:
+        """Note in the audit that entries up to ``through_seq`` are in ``file``; returns the note's own number."""
+        return int(await self._call("tt_archived", account, str(through_seq), file, sha256, by))
+
+    async def trim_audit(self, account: str | None, through_id: str) -> int:
+        """Drop the entry with this stream id and all before it, if an archive holds them; returns how many."""
+        return int(await self._call("tt_trim_audit", account, through_id))
+
+    async def alerts(self, account: str | None, at_most: int = 100) -> list[dict[str, str]]:
+        """The newest alerts, newest first: level SOFT or HARD, code, scope, value, limit, message, id, us."""
+        entries = await self._direct("XREVRANGE", f"{account_base(account)}:alerts", "+", "-", "COUNT", str(at_most))
+        return [dict(fields) for _, fields in entries]
 
     # -- what all share ------------------------------------------------------------------------------------------------
 
@@ -449,7 +559,7 @@ class Ledger:
             raise StaleEpoch(f"epoch {epoch} of account {account} is over: another execution service has claimed it")
         return [str(part) for part in reply]
 
-    async def _call(self, function: str, account: str, *arguments: str) -> Any:
+    async def _call(self, function: str, account: str | None, *arguments: str) -> Any:
         return await self._send("FCALL", function, "1", account_base(account), *arguments)
 
     async def _direct(self, *command: str) -> Any:
@@ -459,30 +569,32 @@ class Ledger:
         return await self._wire.send(*command)
 
 
-def limit_fields(limits: AccountLimits, products: Mapping[str, Product]) -> dict[str, str]:
-    """The limits as the ledger's integers; raises ``LedgerError`` for a product the venue does not have."""
-    fields: dict[str, str] = {"account|reference_stale_ms": str(limits.reference_stale_ms)}
-    # Rounded to the stricter side, as every limit: costs up, amounts and rates down.
-    fields["account|taker_fee_ppm"] = str(math.ceil(limits.taker_fee_bps * 100))
-    fields["account|market_buffer_ppm"] = str(math.ceil(limits.market_buffer_bps * 100))
-    scopes: list[tuple[str, Any]] = [("account", limits)]
-    scopes += [(f"product|{name}", item) for name, item in limits.products.items()]
-    scopes += [(f"strategy|{name}", item) for name, item in limits.strategies.items()]
-    for scope, item in scopes:
-        fields[f"{scope}|max_order_notional"] = _limit(item.max_order_notional, _MICRO)
-        fields[f"{scope}|max_open_orders"] = _limit(item.max_open_orders, Decimal(1))
-        if scope.startswith("product|"):
-            if scope[8:] not in products:
-                raise LedgerError(f"limits: {scope[8:]} is not a product of the venue")
-            fields[f"{scope}|max_position"] = _limit(item.max_position, products[scope[8:]].base_increment)
-        else:
-            fields[f"{scope}|max_gross_exposure"] = _limit(item.max_gross_exposure, _MICRO)
-            rate = item.order_rate_per_s
-            fields[f"{scope}|order_interval_us"] = (
-                rate if isinstance(rate, str) else str(math.ceil(MICROS_PER_UNIT / Fraction(rate)))
-            )
-            fields[f"{scope}|order_burst"] = str(item.order_burst)
-    return fields
+def _packed(order: Order, product: Product | None, by: str, denials: Sequence[Denial], epoch: int) -> str:
+    # One argument instead of twenty: packing them one by one costs the client more than all else in this call.
+    amounts = ("", "", "", "") if denials else _amounts(order, product)
+    arguments = [
+        order.client_order_id,
+        fingerprint(order),
+        order.strategy,
+        order.product_id,
+        order.side,
+        order.type,
+        order.time_in_force,
+        str(order.quantity),
+        "" if order.limit_price is None else str(order.limit_price),
+        "1" if order.post_only else "0",
+        *amounts,
+        by,
+        [asdict(denial) for denial in denials],
+        str(epoch),
+        str(time.time_ns() // 1_000_000),
+        "1" if order.reduce_only else "0",
+        order.strategy_version,
+    ]
+    try:
+        return msgspec.json.encode(arguments).decode()
+    except UnicodeEncodeError as error:
+        raise LedgerError(f"not text that can be sent: {error}") from None
 
 
 def _amounts(order: Order, product: Product | None) -> tuple[str, str, str, str]:
@@ -501,13 +613,32 @@ def _increments(count: Callable[[Decimal], int], amount: Decimal) -> int:
         raise LedgerError(f"the venue's figure does not fit its product: {error}") from error
 
 
-def _limit(amount: Decimal | int | str, increment: Decimal) -> str:
-    if isinstance(amount, str):
-        return amount
-    value = int(EXACT.divide_int(Decimal(amount), increment))
-    if value > LEDGER_INTEGER_MAX:
-        raise LedgerError(f"limit {amount}: more than the ledger can count; write unlimited if that is meant")
-    return str(value)
+def _whole_lots(product: Product, size: Decimal | None) -> int:
+    """Lots of a size the market shows, rounded down; 0 where it is not known."""
+    return int(EXACT.divide_int(size, product.base_increment)) if size else 0
+
+
+def _proposal(account: str | None, fields: Mapping[str, str], now_ms: int) -> Proposal:
+    expires_ms = int(fields["expires_ms"])
+    expired = fields["status"] == "PENDING" and now_ms > expires_ms
+    return Proposal(
+        id=fields["id"],
+        kind=fields["kind"],
+        account=account,
+        payload=json.loads(fields["payload"]),
+        reason=fields["reason"],
+        by=fields["by"],
+        person=fields["person"],
+        digest=fields["digest"],
+        created_ms=int(fields["created_ms"]),
+        expires_ms=expires_ms,
+        status="EXPIRED" if expired else fields["status"],
+        approver=fields.get("approver", ""),
+    )
+
+
+def _library_code(listed: Any) -> str:
+    return str(_pairs(listed).get("library_code", ""))
 
 
 def _pairs(flat: Any) -> dict[str, str]:
@@ -534,23 +665,3 @@ def _product(text: str) -> Product:
     fields = json.loads(text)
     decimals = [name for name in fields if name.endswith(("_increment", "_size"))]
     return Product(**(fields | {name: Decimal(fields[name]) for name in decimals}))
-
-
-def _figures(flat: Any) -> dict[str, int | None]:
-    """Counters as integers; None for what is no integer."""
-    return {name: int(text) if re.fullmatch(r"-?[0-9]+", text) else None for name, text in _pairs(flat).items()}
-
-
-def _difference(what: str, booked: int | None, computed: int | None) -> Difference | None:
-    if booked is None or computed is None:
-        return Difference(f"{what} (no integer)", booked or 0, computed or 0)
-    return None if booked == computed else Difference(what, booked, computed)
-
-
-def _compare(what: str, booked: Mapping[Any, int | None], computed: Mapping[Any, int]) -> list[Difference | None]:
-    names = sorted(set(booked) | set(computed))
-    return [_difference(f"{what}{_name(n)} (audit replay)", booked.get(n, 0), computed.get(n, 0)) for n in names]
-
-
-def _name(name: str | tuple[str, str]) -> str:
-    return name if isinstance(name, str) else " ".join(name)

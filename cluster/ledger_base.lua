@@ -1,0 +1,409 @@
+#!lua name=tt_ledger
+-- The shared state of pre-trade risk, part 1 of 5: exact numbers, books, the audit chain. ledger.py joins the parts.
+--
+-- KEYS[1] of every function is an account's base key `tt:{desk}:ACCOUNT`, or `tt:{desk}` for the whole desk (of tt_put:
+-- the key itself). Every other key is derived from it; all share one hash tag, so that the desk's own counters move in
+-- the same atomic step as an account's.
+--
+--   :state      hash    account | strategy|S | product|P -> trading state; cause|SCOPE -> why, where a rule tripped; epoch
+--   :limits     hash    account | strategy|S | product|P | key|ID | key|* | group|G -> "name=hard:soft …"; calendar;
+--                       version; baseline
+--   :book       hash    every counter, integers as text: cash, reserved, fees, held, seq, head; then by scope, with the
+--                       prefixes a | s|S | p|P | sp|S|P | k|KEY | g|GROUP (the desk's own without a prefix)
+--   :reference  hash    P -> "bid ask set_ms num den bid_lots ask_lots anchor_mid2 anchor_ms volatile_until_ms"
+--   :order:ID   hash    one order;  :open  zset of ids with a reservation, by time;  :fills:ID  set of trade ids
+--   :resting:P:SIDE  zset  id -> limit in ticks;  :dup:…  string, for as long as the same order counts as a duplicate
+--   :outbox     stream  orders and cancels on their way to the venue;  :alerts  stream, the newest 10,000
+--   :audit      stream  every verdict and change, each entry with the hash of the one before
+--   :approvals  hash    id -> JSON, what waits for a second person
+--
+-- A script that fails midway keeps what it has written. So a verb first reads, decides and adds up (a book's figures are
+-- changed in memory); sound() finds keys of the wrong type; only finish() and what follows it write.
+-- Lua numbers are doubles. Integers stay below 2^51, which add() holds for every sum, and go in and out as text.
+
+local DESK = 'tt:{desk}'
+local INTEGER_MAX = 2251799813685247
+local EXACT_PRODUCT_MAX = 4503599627370496
+local GENESIS = '0000000000000000000000000000000000000000'
+local ALERTS_KEPT = 10000
+local CACHED_MAX = 4096
+local KEPT_DENIED_S = 86400
+local KEPT_TERMINAL_S = 172800
+local LEVELS = { ACTIVE = 0, REDUCING = 1, HALTED = 2, CANCEL_ALL = 3 }
+local TERMINAL = { FILLED = true, CANCELLED = true, REJECTED = true, EXPIRED = true, DENIED = true }
+local RELEASED = { CANCELLED = true, REJECTED = true, EXPIRED = true }
+-- While a library is loaded, the standard libraries are not there: hence no math.huge.
+local UNLIMITED = 1 / 0
+
+-- Bases this very server process may take orders for. Not in the data on purpose: a server that was restarted, or a
+-- replica that was promoted, knows of nothing that may have been lost, and refuses until somebody has reconciled it.
+-- Base -> the epoch it was admitted in; data of an older epoch (an emptied or exchanged database) is not admitted.
+local admitted = {}
+
+local function is_admitted(base, epoch)
+  return admitted[base] ~= nil and tonumber(epoch or '0') >= admitted[base]
+end
+
+local function text(n)
+  return string.format('%.0f', n)
+end
+
+-- tonumber() takes "1e3" and " 7" too; the ledger never writes them, and prove() would find what they change.
+local function integer(s)
+  local n = tonumber(s)
+  if not n or n % 1 ~= 0 or n > INTEGER_MAX or n < -INTEGER_MAX then
+    error('not an integer of the ledger: ' .. tostring(s))
+  end
+  return n
+end
+
+local function positive(s)
+  local n = integer(s)
+  if n <= 0 then
+    error('expected an integer above 0, was ' .. s)
+  end
+  return n
+end
+
+-- floor(a * b / d) and whether a rest was left, exact for 0 <= a, b and 0 < d all below 2^51; nil from 2^51 - 1 on.
+-- Schoolbook division of a * b by d, with digits of a as large as keep every product below 2^53.
+local function mul_div(a, b, d)
+  if a * b < EXACT_PRODUCT_MAX then
+    local rest = (a * b) % d
+    local quotient = (a * b - rest) / d
+    if quotient >= INTEGER_MAX then
+      return nil
+    end
+    return quotient, rest > 0
+  end
+  if a * b / d >= INTEGER_MAX then
+    return nil
+  end
+  local base = 2
+  while base * 2 * d < EXACT_PRODUCT_MAX do
+    base = base * 2
+  end
+  local b_rest = b % d
+  local whole = a * ((b - b_rest) / d)
+  local digits, n = {}, a
+  while n > 0 do
+    local digit = n % base
+    digits[#digits + 1] = digit
+    n = (n - digit) / base
+  end
+  local quotient, rest = 0, 0
+  for i = #digits, 1, -1 do
+    local x = rest * base + digits[i] * b_rest
+    rest = x % d
+    quotient = quotient * base + (x - rest) / d
+  end
+  return whole + quotient, rest > 0
+end
+
+local function mul_div_up(a, b, d)
+  local quotient, has_rest = mul_div(a, b, d)
+  if quotient and has_rest then
+    return quotient + 1
+  end
+  return quotient
+end
+
+-- Micros that `lots` at `ticks` are worth, rounded up; num/den are micros of one lot at one tick.
+local function value_up(lots, ticks, num, den)
+  local scaled = mul_div_up(lots, num, 1)
+  return scaled and mul_div_up(scaled, ticks, den)
+end
+
+-- The same rounded down.
+local function value_down(lots, ticks, num, den)
+  local scaled = mul_div(lots, num, 1)
+  return scaled and (mul_div(scaled, ticks, den))
+end
+
+-- a / b in parts per million, rounded up; "infinite" where b is not above 0.
+local function ppm_up(a, b)
+  return b > 0 and mul_div_up(math.max(a, 0), 1000000, b) or (a > 0 and INTEGER_MAX or 0)
+end
+
+local function now_us()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000000 + tonumber(t[2])
+end
+
+local function hash(key)
+  local flat, map = redis.call('HGETALL', key), {}
+  for i = 1, #flat, 2 do
+    map[flat[i]] = flat[i + 1]
+  end
+  return map
+end
+
+-- What is computed from a text alone may be kept as long as one likes; this bounds how many are.
+local function remembered(compute)
+  local known, count = {}, 0
+  return function(key)
+    local value = known[key]
+    if value == nil then
+      if count >= CACHED_MAX then
+        known, count = {}, 0
+      end
+      value = compute(key)
+      known[key] = value
+      count = count + 1
+    end
+    return value
+  end
+end
+
+-- fields_of('p|BTC-USD|').open_orders == 'p|BTC-USD|open_orders', joined once.
+local fields_of = remembered(function(prefix)
+  return setmetatable({}, {
+    __index = function(names, name)
+      local joined = prefix .. name
+      names[name] = joined
+      return joined
+    end,
+  })
+end)
+
+-- Stops a verb before its first write where a key it will write has the wrong type.
+local function sound(base)
+  redis.call('XLEN', base .. ':audit')
+  redis.call('XLEN', base .. ':outbox')
+  redis.call('ZCARD', base .. ':open')
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- books: fields read together, changed in memory, written together
+
+local function read_book(key, names)
+  local raw, values = redis.call('HMGET', key, unpack(names)), {}
+  for i = 1, #names do
+    values[names[i]] = raw[i]
+  end
+  return { key = key, values = values, changed = {} }
+end
+
+local function value_of(book, name)
+  local value = book.values[name]
+  if value == nil then
+    value = redis.call('HGET', book.key, name)
+    book.values[name] = value
+  end
+  return value
+end
+
+local function figure(book, name)
+  local value = value_of(book, name)
+  if not value then
+    return 0
+  end
+  return type(value) == 'number' and value or integer(value)
+end
+
+local function put_value(book, name, value)
+  book.values[name] = value
+  book.changed[name] = true
+end
+
+local function add(book, name, n)
+  if n ~= 0 then
+    local sum = figure(book, name) + n
+    if sum > INTEGER_MAX or sum < -INTEGER_MAX then
+      error(name .. ' would be more than the ledger can count')
+    end
+    put_value(book, name, sum)
+  end
+end
+
+local function write_book(book)
+  local flat, n = {}, 0
+  for name in pairs(book.changed) do
+    local value = book.values[name]
+    flat[n + 1] = name
+    flat[n + 2] = type(value) == 'number' and text(value) or value
+    n = n + 2
+  end
+  if n > 0 then
+    redis.call('HSET', book.key, unpack(flat))
+  end
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- a verb's context: one base, its book, what will be written with it
+
+local function begin(base, us, names)
+  names = names or {}
+  names[#names + 1] = 'seq'
+  names[#names + 1] = 'head'
+  return { base = base, us = us, book = read_book(base .. ':book', names), entries = {}, alerts = {}, states = {} }
+end
+
+-- The desk's context beside an account's; opened when first needed.
+local function desk_of(ctx)
+  if ctx.base == DESK then
+    return ctx
+  end
+  ctx.desk = ctx.desk or begin(DESK, ctx.us)
+  return ctx.desk
+end
+
+-- One audit entry, chained to the one before; `seq` numbers a base's entries without a gap. Returns seq.
+local function audit(ctx, kind, id, by, data)
+  local book = ctx.book
+  local seq = figure(book, 'seq') + 1
+  local body = type(data) == 'string' and data or cjson.encode(data)
+  local us = text(ctx.us)
+  local chain = redis.sha1hex(table.concat({ value_of(book, 'head') or GENESIS, text(seq), us, kind, id, by, body }, '\n'))
+  put_value(book, 'seq', seq)
+  put_value(book, 'head', chain)
+  ctx.entries[#ctx.entries + 1] = { text(seq), us, kind, id, by, body, chain }
+  return seq
+end
+
+-- level: SOFT (a limit's lower level was passed) or HARD (a rule tripped and holds until a person resumes).
+local function alert(ctx, level, code, scope, value, limit, message, id)
+  ctx.alerts[#ctx.alerts + 1] = { 'level', level, 'code', code, 'scope', scope, 'value', value, 'limit', limit,
+    'message', message, 'id', id or '', 'us', text(ctx.us) }
+end
+
+-- Everything a context holds, written: the only place where books, states, audit and alerts are.
+local function finish(ctx)
+  local desk = ctx.desk
+  if desk then
+    finish(desk)
+  end
+  write_book(ctx.book)
+  for _, change in ipairs(ctx.states) do
+    redis.call('HSET', ctx.base .. ':state', change[1], change[2], 'cause|' .. change[1], change[3])
+  end
+  for _, e in ipairs(ctx.entries) do
+    redis.call('XADD', ctx.base .. ':audit', '*', 'seq', e[1], 'us', e[2], 'kind', e[3], 'id', e[4], 'by', e[5],
+      'data', e[6], 'chain', e[7])
+  end
+  for _, fields in ipairs(ctx.alerts) do
+    redis.call('XADD', ctx.base .. ':alerts', 'MAXLEN', '~', ALERTS_KEPT, '*', unpack(fields))
+  end
+end
+
+local function fenced(base, epoch)
+  local stored = redis.call('HGET', base .. ':state', 'epoch')
+  return not stored or tonumber(epoch) ~= tonumber(stored)
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- limit records and the calendar
+
+local NOTHING = { hard = {}, soft = {}, word = {} }
+
+local function limit_value(word)
+  if word == 'unlimited' then
+    return UNLIMITED
+  end
+  return word:match('^%d+$') and tonumber(word)
+end
+
+-- "name=hard:soft …" -> hard and soft as numbers by name (unlimited = infinite), and what is no number as a word.
+local limits_in = remembered(function(record)
+  local parsed = { hard = {}, soft = {}, word = {}, text = record }
+  for name, value in record:gmatch('(%S+)=(%S+)') do
+    local first, second = value:match('^([^:]+):?(.*)$')
+    local hard = limit_value(first or '')
+    local soft = second ~= '' and limit_value(second or '') or hard
+    if hard and soft then
+      parsed.hard[name], parsed.soft[name] = hard, soft
+    else
+      parsed.word[name] = value
+    end
+  end
+  return parsed
+end)
+
+local function limits_of(raw)
+  return raw and limits_in(raw) or nil
+end
+
+-- "zone offset until offset until … offset" -> a list of {until second, offset}; the last one has no end.
+local calendar_in = remembered(function(record)
+  local numbers, spans = {}, {}
+  for word in (record:match('^%S+ (.*)$') or '0'):gmatch('%S+') do
+    numbers[#numbers + 1] = tonumber(word) or 0
+  end
+  for i = 1, #numbers, 2 do
+    spans[#spans + 1] = { numbers[i + 1] or UNLIMITED, numbers[i] }
+  end
+  return spans
+end)
+
+-- Seconds since 1970 on the desk's own clock: UTC where no calendar is set.
+local function local_seconds(us, calendar)
+  local seconds = math.floor(us / 1000000)
+  for _, span in ipairs(calendar and calendar_in(calendar) or {}) do
+    if seconds < span[1] then
+      return seconds + span[2]
+    end
+  end
+  return seconds
+end
+
+local function day_number(us, calendar)
+  return math.floor(local_seconds(us, calendar) / 86400)
+end
+
+-- Minute of the week on the desk's clock, Monday 00:00 = 0; day 0 (1970-01-01) was a Thursday.
+local function minute_of_week(us, calendar)
+  return math.floor(local_seconds(us, calendar) / 60 + 3 * 1440) % 10080
+end
+
+local hours_in = remembered(function(word)
+  local ranges = {}
+  for from, to in word:gmatch('(%d+)%-(%d+)') do
+    ranges[#ranges + 1] = { tonumber(from), tonumber(to) }
+  end
+  return ranges
+end)
+
+local function within_hours(word, minute)
+  if word == 'always' then
+    return true
+  end
+  for _, range in ipairs(hours_in(word)) do
+    if minute >= range[1] and minute < range[2] then
+      return true
+    end
+  end
+  return false
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- a scope's day: "number orders turnover pnl_start messages fills"
+
+-- The record of today; a record of another day counts as empty, its PnL starting from what is booked now.
+local function today(book, f, day)
+  local packed = value_of(book, f.day)
+  if packed then
+    local number, orders, turnover, start, messages, fills =
+      packed:match('^(%-?%d+) (%d+) (%d+) (%-?%d+) (%d+) (%d+)$')
+    if tonumber(number) == day then
+      return { tonumber(orders), tonumber(turnover), tonumber(start), tonumber(messages), tonumber(fills) }
+    end
+  end
+  return { 0, 0, figure(book, f.pnl), 0, 0 }
+end
+
+local function put_today(book, f, day, record)
+  put_value(book, f.day, string.format('%.0f %.0f %.0f %.0f %.0f %.0f', day, unpack(record)))
+end
+
+-- How often something has happened in its window, this time included: "start_ms count".
+local function counted(book, name, now_ms, window_ms, times)
+  local start, count = (value_of(book, name) or ''):match('^(%d+) (%d+)$')
+  if not start or now_ms - tonumber(start) > window_ms then
+    return now_ms, times
+  end
+  return tonumber(start), tonumber(count) + times
+end
+
+local function put_counted(book, name, start_ms, count)
+  put_value(book, name, text(start_ms) .. ' ' .. text(count))
+end

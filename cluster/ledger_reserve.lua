@@ -1,0 +1,767 @@
+-- The shared state of pre-trade risk, part 3 of 5: the decision on an order, and its reservation.
+--
+-- Every rule is looked at, so that a denial names all that are broken; rates come last, so that a denied order uses none
+-- up. What a rule needs and does not find denies.
+
+local RECENT_KEPT = 15
+local RECENT_NEEDED = 5
+local LIMIT_SCOPE_FIELDS = { 'open_orders', 'buy_notional', 'sell_notional', 'day', 'tat' }
+local MARKED_FIELDS = { 'gross', 'value', 'pnl' }
+
+-- Names of the book's fields that an order of this strategy, product and key looks at.
+local names_for = remembered(function(joined)
+  local strategy, product, key, group = joined:match('^([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*)$')
+  local names = { 'seq', 'head', 'cash', 'reserved', 'held', 'a|equity', 'a|msg_tat' }
+  for _, prefix in ipairs({ 'a|', 's|' .. strategy .. '|', 'p|' .. product .. '|', 'k|' .. key .. '|' }) do
+    for _, name in ipairs(LIMIT_SCOPE_FIELDS) do
+      names[#names + 1] = prefix .. name
+    end
+    for _, name in ipairs(prefix:sub(1, 1) ~= 'k' and MARKED_FIELDS or {}) do
+      names[#names + 1] = prefix .. name
+    end
+  end
+  for _, name in ipairs({ 'lots', 'buy_lots', 'sell_lots', 'recent' }) do
+    names[#names + 1] = 'p|' .. product .. '|' .. name
+  end
+  for _, name in ipairs({ 'lots', 'buy_lots', 'sell_lots' }) do
+    names[#names + 1] = 'sp|' .. strategy .. '|' .. product .. '|' .. name
+  end
+  names[#names + 1] = 's|' .. strategy .. '|repeats'
+  for _, name in ipairs(group ~= '' and { 'buy_notional', 'sell_notional', 'gross' } or {}) do
+    names[#names + 1] = 'g|' .. group .. '|' .. name
+  end
+  return names
+end)
+
+local DESK_NAMES = { 'open_orders', 'buy_notional', 'sell_notional', 'gross', 'value', 'pnl', 'day', 'tat' }
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- what is found
+
+local function deny(o, code, scope, value, limit, unit, message)
+  o.denials[#o.denials + 1] = { code = code, scope = scope, value = value, limit = limit, unit = unit, message = message }
+end
+
+local function missing_limit(o, scope, name)
+  deny(o, 'MISSING_LIMIT', scope, '', '', '', 'no limit ' .. name .. ' is set for ' .. scope)
+end
+
+-- Compares with one limit. `value` nil: it cannot be computed, which has its own denial; that the limit is there is
+-- looked at all the same.
+local function compare(o, record, scope, name, value, unit, code, message)
+  local soft = record.soft[name]
+  if not soft then
+    missing_limit(o, scope, name)
+  elseif value and value > soft then
+    local hard = record.hard[name]
+    if value > hard then
+      deny(o, code, scope, text(value), text(hard), unit, message)
+    else
+      o.warnings[#o.warnings + 1] = { code = code, scope = scope, value = text(value), limit = text(soft), unit = unit,
+        message = message }
+    end
+  end
+end
+
+-- A number without which nothing can be decided, so that "unlimited" is no answer.
+local function needed(o, record, scope, name)
+  local hard = record.hard[name]
+  if not hard or hard == UNLIMITED then
+    missing_limit(o, scope, name)
+    return nil
+  end
+  return hard
+end
+
+-- A word that must be there: one of `known`, or anything where none are named.
+local function word_of(o, record, scope, name)
+  local word = record.word[name]
+  if not word then
+    missing_limit(o, scope, name)
+  end
+  return word
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- reading the order and what it meets
+
+local function read_order(packed, us)
+  local a = cjson.decode(packed)
+  return { packed = packed, id = a[1], fingerprint = a[2], strategy = a[3], product = a[4], side = a[5], type = a[6],
+    tif = a[7], quantity = a[8], limit_price = a[9], post_only = a[10], lots = a[11], ticks = a[12], num = a[13],
+    den = a[14], by = a[15], denials = a[16], epoch = a[17], sent_ms = a[18], reduce_only = a[19], version = a[20],
+    us = us, now_ms = math.floor(us / 1000), warnings = {} }
+end
+
+-- A scope an order counts for: how it is called, its book and field names, its limits (nil: it has none).
+local function scope_of(label, book, prefix, limits)
+  return { label = label, book = book, f = fields_of(prefix), limits = limits }
+end
+
+local function read_limits(o, base)
+  local strategy, product = 'strategy|' .. o.strategy, 'product|' .. o.product
+  local raw = redis.call('HMGET', base .. ':limits', 'account', strategy, product, 'key|' .. o.by, 'key|*', 'calendar')
+  o.limits = { account = limits_of(raw[1]), strategy = limits_of(raw[2]), product = limits_of(raw[3]),
+    key = limits_of(raw[4] or raw[5]), desk = limits_of(redis.call('HGET', DESK .. ':limits', 'global')) }
+  o.calendar = raw[6] or nil
+  o.group = group_of(o.limits.product)
+  if o.group then
+    o.limits.group = limits_of(redis.call('HGET', base .. ':limits', 'group|' .. o.group))
+  end
+end
+
+local function read_scopes(o, ctx)
+  local desk = ctx.desk.book
+  o.desk = scope_of('global', desk, '', o.limits.desk)
+  o.account = scope_of('account', ctx.book, 'a|', o.limits.account)
+  o.of_strategy = scope_of('strategy|' .. o.strategy, ctx.book, 's|' .. o.strategy .. '|', o.limits.strategy)
+  o.of_product = scope_of('product|' .. o.product, ctx.book, 'p|' .. o.product .. '|', o.limits.product)
+  o.of_key = scope_of('key|' .. o.by, ctx.book, 'k|' .. o.by .. '|', o.limits.key)
+  o.scopes = { o.desk, o.account, o.of_strategy, o.of_product, o.of_key }
+  o.sp = fields_of('sp|' .. o.strategy .. '|' .. o.product .. '|')
+  if o.group then
+    o.of_group = scope_of('group|' .. o.group, ctx.book, 'g|' .. o.group .. '|', o.limits.group)
+  end
+  o.day = day_number(o.us, o.calendar)
+end
+
+-- Prices of the order's own product and of every product held.
+local function read_references(o, ctx)
+  local held, names = words_of(value_of(ctx.book, 'held')), { o.product }
+  for _, product in ipairs(held) do
+    if product ~= o.product then
+      names[#names + 1] = product
+    end
+  end
+  local raw = redis.call('HMGET', ctx.base .. ':reference', unpack(names))
+  o.ref = raw[1] and reference_in(raw[1]) or nil
+  o.held = {}
+  for i = 2, #names do
+    o.held[i - 1] = { names[i], raw[i] and reference_in(raw[i]) or nil }
+  end
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- the rules
+
+local function check_allowed(o)
+  for _, scope in ipairs({ o.desk, o.account, o.of_key }) do
+    if not scope.limits then
+      deny(o, 'MISSING_LIMIT', scope.label, '', '', '', 'no limits are set for ' .. scope.label)
+    end
+  end
+  local product, strategy = o.limits.product, o.limits.strategy
+  if not product then
+    deny(o, 'SYMBOL_NOT_ALLOWED', o.of_product.label, o.product, '', '', 'the account may not trade this product')
+  elseif word_of(o, product, o.of_product.label, 'restricted') == 'yes' then
+    deny(o, 'SYMBOL_NOT_ALLOWED', o.of_product.label, 'restricted', '', '', 'the product is on the restricted list')
+  end
+  if not strategy then
+    deny(o, 'STRATEGY_NOT_APPROVED', o.of_strategy.label, o.strategy, '', '', 'the account knows no such strategy')
+  else
+    local versions = word_of(o, strategy, o.of_strategy.label, 'versions')
+    if versions and versions ~= 'any' and not (',' .. versions .. ','):find(',' .. o.version .. ',', 1, true) then
+      deny(o, 'STRATEGY_NOT_APPROVED', o.of_strategy.label, o.version, versions, '', 'this version is not approved')
+    end
+  end
+  if o.group and not o.limits.group then
+    deny(o, 'MISSING_LIMIT', 'group|' .. o.group, '', '', '', 'no limits are set for group|' .. o.group)
+  end
+end
+
+-- What of a position an order may take without turning it: the position on its other side, less the reducers open.
+local function room_to_reduce(o, book, f)
+  local lots = figure(book, f.lots)
+  if o.side == 'SELL' then
+    return math.max(lots, 0), figure(book, f.sell_lots) + o.lots
+  end
+  return math.max(-lots, 0), figure(book, f.buy_lots) + o.lots
+end
+
+local function check_states(o)
+  local scopes, raw = { o.account, o.of_strategy, o.of_product }, o.states
+  local desk = redis.call('HMGET', DESK .. ':state', 'global', 'cause|global')
+  local found = { { o.desk, desk[1], desk[2] } }
+  for i, scope in ipairs(scopes) do
+    -- A strategy or product without limits has had its denial.
+    if scope.limits or i == 1 then
+      found[#found + 1] = { scope, raw[i], raw[i + 3] }
+    end
+  end
+  for _, entry in ipairs(found) do
+    local scope, state, cause = entry[1], entry[2] or nil, entry[3]
+    local level = state and LEVELS[state]
+    cause = cause and cause ~= '' and cause or nil
+    if not level then
+      deny(o, 'MISSING_STATE', scope.label, state or '', '', '', 'no trading state is set for ' .. scope.label)
+    elseif level >= 2 then
+      deny(o, cause or 'TRADING_HALTED', scope.label, state, 'ACTIVE', '', 'trading is halted for ' .. scope.label)
+    elseif level == 1 then
+      local of_strategy = scope == o.of_strategy
+      local room, wanted = o.room, o.wanted
+      if of_strategy then
+        room, wanted = o.strategy_room, o.strategy_wanted
+      end
+      if wanted > room then
+        deny(o, cause or 'REDUCE_ONLY_MODE', scope.label, text(wanted), text(room), 'lots',
+          'only orders that reduce the position are taken for ' .. scope.label)
+      end
+    end
+  end
+  if o.reduce_only == '1' and o.wanted > o.room then
+    deny(o, 'REDUCE_ONLY_WOULD_INCREASE', 'account', text(o.wanted), text(o.room), 'lots',
+      'a reduce-only order must not increase or turn the position, open orders counted')
+  end
+end
+
+-- A market that can be traded on. Returns whether the reference can be used for a valuation.
+local function check_market(o)
+  local scope, limits, ref = o.of_product.label, o.limits.product, o.ref
+  local stale_ms = o.limits.account and needed(o, o.limits.account, 'account', 'reference_stale_ms')
+  if not ref then
+    deny(o, 'MISSING_REFERENCE', scope, '', '', '', 'no reference price is known for ' .. o.product)
+    return false
+  end
+  o.stale_ms = stale_ms
+  local age_ms = o.now_ms - ref.set_ms
+  if stale_ms and age_ms > stale_ms then
+    deny(o, 'STALE_REFERENCE', scope, text(age_ms), text(stale_ms), 'ms', 'the reference price is too old')
+    return false
+  end
+  if ref.bid >= ref.ask then
+    deny(o, 'BAD_BOOK', scope, text(ref.bid), text(ref.ask), 'ticks', 'the market is locked or crossed')
+  elseif limits then
+    compare(o, limits, scope, 'max_spread_ppm', ppm_up(2 * (ref.ask - ref.bid), ref.bid + ref.ask), 'ppm', 'BAD_BOOK',
+      'spread of the market')
+  end
+  if ref.volatile_until_ms > o.now_ms and not o.reduces then
+    deny(o, 'VOLATILITY_HALT', scope, text(ref.volatile_until_ms - o.now_ms), '0', 'ms',
+      'the price moved too fast; only orders that reduce the position are taken')
+  end
+  return true
+end
+
+-- The price the order is valued at, in ticks: the worst it can reasonably be executed at. nil where none is known.
+local function price_of(o)
+  local buffer = o.limits.account and needed(o, o.limits.account, 'account', 'market_buffer_ppm')
+  if o.side == 'SELL' then
+    -- A sell with a limit below the market is executed at the market: valued at its limit it would pass as small.
+    return math.max(o.ticks or 0, o.ref.bid)
+  end
+  return o.ticks or (buffer and mul_div_up(o.ref.ask, 1000000 + buffer, 1000000))
+end
+
+local function median(packed)
+  local sizes = {}
+  for word in packed:gmatch('%d+') do
+    sizes[#sizes + 1] = tonumber(word)
+  end
+  if #sizes < RECENT_NEEDED then
+    return nil
+  end
+  table.sort(sizes)
+  return sizes[math.floor((#sizes + 1) / 2)]
+end
+
+local function check_price(o)
+  local scope, limits, ref = o.of_product.label, o.limits.product, o.ref
+  local touch = o.side == 'BUY' and ref.ask or ref.bid
+  local mid2 = ref.bid + ref.ask
+  compare(o, limits, scope, 'collar_ppm', ppm_up(math.abs(2 * (o.ticks or touch) - mid2), mid2), 'ppm', 'PRICE_COLLAR',
+    'distance from the middle of the market')
+  local crosses = not o.ticks or (o.side == 'BUY' and o.ticks >= ref.ask) or (o.side == 'SELL' and o.ticks <= ref.bid)
+  local depth = crosses and (o.side == 'BUY' and ref.ask_lots or ref.bid_lots)
+  if depth == 0 and limits.hard.max_depth_ppm and limits.hard.max_depth_ppm < UNLIMITED then
+    deny(o, 'MISSING_REFERENCE', scope, '', '', '', 'the size at the touch is not known')
+  else
+    compare(o, limits, scope, 'max_depth_ppm', depth and depth > 0 and ppm_up(o.lots, depth), 'ppm', 'FAT_FINGER',
+      'size against what the market shows')
+  end
+end
+
+local function check_size(o, ctx)
+  local scope, limits, f = o.of_product.label, o.limits.product, o.of_product.f
+  compare(o, limits, scope, 'max_order_lots', o.lots, 'lots', 'QTY_EXCEEDS_MAX', 'order quantity')
+  local usual = limits.hard.fat_finger_ppm and limits.hard.fat_finger_ppm < UNLIMITED
+    and median(value_of(ctx.book, f.recent) or '')
+  compare(o, limits, scope, 'fat_finger_ppm', usual and ppm_up(o.lots, usual), 'ppm', 'FAT_FINGER',
+    'size against the median of the last orders')
+  local position = function(names)
+    local lots = figure(ctx.book, names.lots)
+    if o.side == 'BUY' then
+      return lots + figure(ctx.book, names.buy_lots) + o.lots
+    end
+    return figure(ctx.book, names.sell_lots) + o.lots - lots
+  end
+  local after = position(f)
+  compare(o, limits, scope, 'max_position_lots', after, 'lots', 'MAX_POSITION', 'position with open orders')
+  compare(o, limits, scope, 'max_strategy_position_lots', position(o.sp), 'lots', 'MAX_POSITION',
+    "the strategy's position with open orders")
+  if after > INTEGER_MAX then
+    deny(o, 'VALUE_TOO_LARGE', scope, text(after), text(INTEGER_MAX), 'lots', 'the position would be more than can be counted')
+  end
+end
+
+-- What every scope with limits compares. `n` nil: the order could not be valued.
+local function check_scope(o, scope, n)
+  local book, f, limits, label = scope.book, scope.f, scope.limits, scope.label
+  local open = figure(book, f.buy_notional) + figure(book, f.sell_notional)
+  local day = today(book, f, o.day)
+  scope.today = day
+  compare(o, limits, label, 'max_order_notional', n, 'micros', 'NOTIONAL_EXCEEDS_MAX', 'order notional')
+  compare(o, limits, label, 'max_open_orders', figure(book, f.open_orders) + 1, 'orders', 'MAX_OPEN_ORDERS', 'open orders')
+  compare(o, limits, label, 'max_open_notional', n and open + n, 'micros', 'MAX_OPEN_VALUE', 'value of open orders')
+  compare(o, limits, label, 'max_daily_orders', day[1] + 1, 'orders', 'DAILY_ORDERS', "today's orders")
+  compare(o, limits, label, 'max_daily_turnover', n and day[2] + open + n, 'micros', 'DAILY_TURNOVER',
+    "today's turnover with open orders")
+end
+
+local function check_gross(o, scope, n, reduces)
+  local open = figure(scope.book, scope.f.buy_notional) + figure(scope.book, scope.f.sell_notional)
+  local gross = n and figure(scope.book, scope.f.gross) + open + n
+  compare(o, scope.limits, scope.label, 'max_gross_exposure', not reduces and gross, 'micros', 'MAX_GROSS',
+    'gross exposure with open orders')
+  if gross and gross > INTEGER_MAX then
+    deny(o, 'VALUE_TOO_LARGE', scope.label, text(gross), text(INTEGER_MAX), 'micros', 'gross exposure is more than can be counted')
+  end
+  return gross
+end
+
+local function check_net(o, scope, n, reduces)
+  local value = figure(scope.book, scope.f.value)
+  local net
+  if n and o.side == 'BUY' then
+    net = value + figure(scope.book, scope.f.buy_notional) + n
+  elseif n then
+    net = figure(scope.book, scope.f.sell_notional) + n - value
+  end
+  compare(o, scope.limits, scope.label, 'max_net_exposure', not reduces and net, 'micros', 'MAX_NET',
+    'net exposure if every open order of this side were filled')
+end
+
+local function check_exposures(o, n)
+  local marked = { { o.desk, o.reduces }, { o.account, o.reduces }, { o.of_strategy, o.strategy_reduces } }
+  local gross = {}
+  for i, entry in ipairs(marked) do
+    if entry[1].limits then
+      gross[i] = check_gross(o, entry[1], n, entry[2])
+      check_net(o, entry[1], n, entry[2])
+    end
+  end
+  if o.of_group and o.limits.group then
+    check_gross(o, o.of_group, n, o.reduces)
+  end
+  local product, account = o.limits.product, o.limits.account
+  local of_product = product and check_gross(o, o.of_product, n, o.reduces)
+  local equity = figure(o.account.book, 'a|equity')
+  local share = not o.reduces and of_product and ppm_up(of_product, equity)
+  if product then
+    compare(o, product, o.of_product.label, 'max_concentration_ppm', share, 'ppm', 'CONCENTRATION', 'share of the equity')
+  end
+  if account then
+    compare(o, account, 'account', 'max_concentration_ppm', share, 'ppm', 'CONCENTRATION',
+      'share of one product in the equity')
+    compare(o, account, 'account', 'max_leverage_ppm', not o.reduces and gross[2] and ppm_up(gross[2], equity), 'ppm',
+      'LEVERAGE', 'gross exposure in parts per million of the equity')
+  end
+  -- Exposure counts positions at their last marks; those must not be older than any other price may be.
+  for _, held in ipairs(not o.reduces and o.held or {}) do
+    local ref = held[2]
+    local age_ms = ref and o.now_ms - ref.set_ms
+    if not age_ms or (o.stale_ms and age_ms > o.stale_ms) then
+      deny(o, 'STALE_REFERENCE', 'product|' .. held[1], age_ms and text(age_ms) or '', text(o.stale_ms or 0), 'ms',
+        'a held product has no fresh reference price')
+    end
+  end
+end
+
+-- Spot: a buy needs free cash for its worst value and fee, a sell needs free holdings.
+local function check_funds(o, ctx, n)
+  local book = ctx.book
+  local fee_ppm = o.limits.account and needed(o, o.limits.account, 'account', 'taker_fee_ppm')
+  if o.limits.strategy and word_of(o, o.limits.strategy, o.of_strategy.label, 'short') == 'denied' and o.side == 'SELL'
+    and o.strategy_wanted > o.strategy_room then
+    deny(o, 'SHORT_NOT_ALLOWED', o.of_strategy.label, text(o.strategy_wanted), text(o.strategy_room), 'lots',
+      'the strategy may sell only what it holds, open sells counted')
+  end
+  if o.side == 'SELL' then
+    o.cash = 0
+    local free = figure(book, o.of_product.f.lots) - figure(book, o.of_product.f.sell_lots)
+    if o.lots > free then
+      deny(o, 'INSUFFICIENT_FUNDS', 'account', text(o.lots), text(math.max(free, 0)), 'lots', 'free holdings')
+    end
+    return
+  end
+  if not fee_ppm or not n then
+    return
+  end
+  o.cash = n + (mul_div_up(n, fee_ppm, 1000000) or INTEGER_MAX)
+  local free = figure(book, 'cash') - figure(book, 'reserved')
+  if o.cash > free then
+    deny(o, 'INSUFFICIENT_FUNDS', 'account', text(o.cash), text(math.max(free, 0)), 'micros', 'free cash')
+  end
+end
+
+local function check_hours(o)
+  local minute = minute_of_week(o.us, o.calendar)
+  for _, scope in ipairs({ o.of_strategy, o.of_product }) do
+    local hours = scope.limits and word_of(o, scope.limits, scope.label, 'hours')
+    if hours and not o.reduces and not within_hours(hours, minute) then
+      deny(o, 'MARKET_CLOSED', scope.label, text(minute), hours, 'minutes', 'outside the hours of trading')
+    end
+  end
+end
+
+local function check_self_trade(o, ctx)
+  local account = o.limits.account
+  if not account or word_of(o, account, 'account', 'self_trade') ~= 'deny' then
+    return
+  end
+  local other = ctx.base .. ':resting:' .. o.product .. (o.side == 'BUY' and ':SELL' or ':BUY')
+  local best = redis.call(o.side == 'BUY' and 'ZRANGE' or 'ZREVRANGE', other, 0, 0, 'WITHSCORES')
+  local ticks = best[2] and tonumber(best[2])
+  if ticks and (not o.ticks or (o.side == 'BUY' and o.ticks >= ticks) or (o.side == 'SELL' and o.ticks <= ticks)) then
+    deny(o, 'SELF_TRADE', 'account', o.ticks and text(o.ticks) or 'MARKET', text(ticks), 'ticks',
+      'would trade with the own order ' .. best[1])
+  end
+end
+
+local function check_duplicate(o, ctx)
+  local window = 0
+  for _, scope in ipairs({ o.account, o.of_strategy }) do
+    if scope.limits then
+      local own = needed(o, scope.limits, scope.label, 'duplicate_window_ms')
+      window = math.max(window, own or 0)
+    end
+  end
+  o.duplicate_ms = window
+  if window > 0 then
+    o.duplicate_key = ctx.base .. ':dup:' .. table.concat({ o.strategy, o.product, o.side, o.type, o.quantity, o.limit_price }, '|')
+    local left = redis.call('PTTL', o.duplicate_key)
+    if left > 0 then
+      deny(o, 'DUPLICATE_ORDER', o.of_strategy.label, text(math.max(window - left, 0)), text(window), 'ms',
+        'the same order with another id came just before')
+    end
+  end
+end
+
+-- Counts of the day and of windows that are no rates.
+local function check_counts(o, ctx)
+  for _, scope in ipairs({ o.account, o.of_strategy }) do
+    local day = scope.today
+    if scope.limits and day then
+      local ratio = scope.limits.hard.max_order_to_trade
+      local per_fill = math.ceil((day[4] + 1) / math.max(1, day[5]))
+      compare(o, scope.limits, scope.label, 'max_order_to_trade', ratio and per_fill, 'ratio', 'OTR',
+        "today's messages for each fill")
+    end
+  end
+  local limits = o.limits.strategy
+  if limits then
+    local window = needed(o, limits, o.of_strategy.label, 'repeat_window_ms')
+    local most = limits.hard.max_repeats
+    if not most then
+      missing_limit(o, o.of_strategy.label, 'max_repeats')
+    elseif window and most < UNLIMITED then
+      o.repeat_start, o.repeats = counted(ctx.book, o.of_strategy.f.repeats, o.now_ms, window, 1)
+      if o.repeats > most then
+        o.repeated = true
+        deny(o, 'REPEAT_EXECUTION', o.of_strategy.label, text(o.repeats), text(most), 'orders',
+          'the strategy sends without a human; it is halted until one resumes it')
+      end
+    end
+  end
+end
+
+-- GCRA (generic cell rate algorithm), one number a scope. `kept` of the burst is not for this caller.
+local function check_rate(o, book, name, label, interval, burst, kept, code)
+  if not interval or not burst or interval == UNLIMITED then
+    return nil
+  end
+  -- Never further ahead than a full burst: a clock that was set back, or a limit since raised, must not lock for long.
+  local arrival = math.min(math.max(figure(book, name), o.us), o.us + burst * interval)
+  local room = (burst - kept - 1) * interval
+  if arrival - o.us > room then
+    deny(o, code, label, text(math.ceil((arrival - o.us - room) / 1000)), '0', 'ms',
+      'too many; the value is the time until one is taken again')
+  end
+  return arrival + interval
+end
+
+local function rate_limits(o)
+  for _, scope in ipairs(o.scopes) do
+    if scope.limits then
+      for _, name in ipairs({ 'order_interval_us', 'order_burst' }) do
+        if not scope.limits.hard[name] then
+          missing_limit(o, scope.label, name)
+        end
+      end
+    end
+  end
+  for _, name in ipairs({ 'message_interval_us', 'message_burst', 'cancel_reserve' }) do
+    if o.limits.account and not o.limits.account.hard[name] then
+      missing_limit(o, 'account', name)
+    end
+  end
+end
+
+local function check_rates(o, ctx)
+  for _, scope in ipairs(o.scopes) do
+    local hard = scope.limits.hard
+    scope.tat = check_rate(o, scope.book, scope.f.tat, scope.label, hard.order_interval_us, hard.order_burst, 0, 'RATE_LIMIT')
+  end
+  local hard = o.limits.account.hard
+  o.msg_tat = check_rate(o, ctx.book, 'a|msg_tat', 'account', hard.message_interval_us, hard.message_burst,
+    hard.cancel_reserve, 'MSG_RATE')
+end
+
+-- Whether the order was sent at another time than this server's now: it has waited too long, or a clock is wrong.
+local function skewed(o)
+  local account = o.limits.account
+  local most = account and account.hard.max_clock_skew_ms
+  local skew = math.abs(o.now_ms - integer(o.sent_ms))
+  if most and skew > most then
+    deny(o, 'CLOCK_SKEW', 'account', text(skew), text(most), 'ms', "the caller's clock and the ledger's differ too much")
+    return true
+  elseif account and not most then
+    missing_limit(o, 'account', 'max_clock_skew_ms')
+  end
+  return false
+end
+
+-- Every rule with state. Fills o.denials and o.warnings; o.notional and o.cash where the order passes; o.passing where
+-- it does not, for a reason that will pass.
+local function decide(o, base)
+  read_limits(o, base)
+  if skewed(o) then
+    o.passing = true
+    return nil
+  end
+  local ctx = begin(base, o.us, { unpack(names_for(o.strategy .. ' ' .. o.product .. ' ' .. o.by .. ' ' .. (o.group or ''))) })
+  ctx.desk = begin(DESK, o.us, { unpack(DESK_NAMES) })
+  read_scopes(o, ctx)
+  read_references(o, ctx)
+  o.lots = positive(o.lots)
+  o.ticks = o.ticks ~= '' and positive(o.ticks) or nil
+  o.num, o.den = positive(o.num), positive(o.den)
+  o.room, o.wanted = room_to_reduce(o, ctx.book, o.of_product.f)
+  o.strategy_room, o.strategy_wanted = room_to_reduce(o, ctx.book, o.sp)
+  o.reduces, o.strategy_reduces = o.wanted <= o.room, o.strategy_wanted <= o.strategy_room
+
+  check_allowed(o)
+  check_states(o)
+  if not value_of(ctx.book, 'cash') then
+    deny(o, 'MISSING_STATE', 'account', '', '', '', 'the account has no cash balance yet')
+  end
+  local usable = check_market(o)
+  -- An order is sized all the same where the price is too old: what can be said of it is said.
+  local ticks = usable and price_of(o) or o.ticks
+  local n = ticks and value_up(o.lots, ticks, o.num, o.den)
+  if ticks and not n then
+    deny(o, 'VALUE_TOO_LARGE', 'account', '', text(INTEGER_MAX), 'micros', 'the order is worth more than can be counted')
+  end
+  if o.limits.product then
+    if usable then
+      check_price(o)
+    end
+    check_size(o, ctx)
+  end
+  for _, scope in ipairs(o.scopes) do
+    if scope.limits then
+      check_scope(o, scope, n)
+    end
+  end
+  check_exposures(o, n)
+  check_funds(o, ctx, n)
+  check_hours(o)
+  check_self_trade(o, ctx)
+  check_duplicate(o, ctx)
+  check_counts(o, ctx)
+  rate_limits(o)
+  if #o.denials == 0 then
+    o.notional = n
+    check_rates(o, ctx)
+    o.passing = #o.denials > 0
+  end
+  return ctx
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- the answer, written
+
+local function answer_of(o, verdict)
+  local answer = { client_order_id = o.id, verdict = verdict, product_id = o.product }
+  if verdict == 'ACCEPTED' then
+    answer.reserved_notional_micros, answer.reserved_cash_micros = text(o.notional), text(o.cash)
+  else
+    answer.denials = o.denials
+  end
+  if #o.warnings > 0 then
+    answer.warnings = o.warnings
+  end
+  return cjson.encode(answer)
+end
+
+local function write_denied(o, ctx)
+  local answer = answer_of(o, 'DENIED')
+  local key = ctx.base .. ':order:' .. o.id
+  audit(ctx, 'DENIED', o.id, o.by, '{"request":' .. o.packed .. ',"answer":' .. answer .. '}')
+  if o.repeated then
+    latch(ctx, o.of_strategy.label, 'HALTED', 'REPEAT_EXECUTION', text(o.repeats),
+      text(o.limits.strategy.hard.max_repeats), 'more orders than a strategy may send without a human')
+  end
+  ctx.desk = nil
+  finish(ctx)
+  redis.call('HSET', key, 'fingerprint', o.fingerprint, 'status', 'DENIED', 'answer', answer,
+    'strategy', o.strategy, 'product', o.product, 'side', o.side, 'type', o.type, 'tif', o.tif,
+    'quantity', o.quantity, 'limit_price', o.limit_price, 'created_us', text(o.us), 'by', o.by)
+  redis.call('EXPIRE', key, KEPT_DENIED_S)
+  return { 'DENIED', o.stored_epoch, answer }
+end
+
+-- Adds (sign 1) or takes back (sign -1) an order's open amounts in every scope it counts for.
+local function count_open(ctx, order, group, sign, lots, notional, orders)
+  local side, book = order.side == 'SELL' and 'sell_' or 'buy_', ctx.book
+  local of = { 'a|', 'p|' .. order.product .. '|', 's|' .. order.strategy .. '|', 'k|' .. order.by .. '|' }
+  for _, prefix in ipairs(of) do
+    local f = fields_of(prefix)
+    add(book, f.open_orders, sign * orders)
+    add(book, f[side .. 'notional'], sign * notional)
+  end
+  if group then
+    add(book, fields_of('g|' .. group .. '|')[side .. 'notional'], sign * notional)
+  end
+  local desk = desk_of(ctx).book
+  add(desk, 'open_orders', sign * orders)
+  add(desk, side .. 'notional', sign * notional)
+  add(book, fields_of('p|' .. order.product .. '|')[side .. 'lots'], sign * lots)
+  add(book, fields_of('sp|' .. order.strategy .. '|' .. order.product .. '|')[side .. 'lots'], sign * lots)
+end
+
+local function remember_size(book, f, lots)
+  local sizes = words_of(value_of(book, f.recent))
+  if #sizes >= RECENT_KEPT then
+    table.remove(sizes, 1)
+  end
+  sizes[#sizes + 1] = text(lots)
+  put_value(book, f.recent, table.concat(sizes, ' '))
+end
+
+local function write_accepted(o, ctx)
+  local book = ctx.book
+  add(book, 'reserved', o.cash)
+  count_open(ctx, o, o.group, 1, o.lots, o.notional, 1)
+  for _, scope in ipairs(o.scopes) do
+    local day = scope.today
+    day[1], day[4] = day[1] + 1, day[4] + 1
+    put_today(scope.book, scope.f, o.day, day)
+    if scope.tat then
+      put_value(scope.book, scope.f.tat, scope.tat)
+    end
+  end
+  if o.msg_tat then
+    put_value(book, 'a|msg_tat', o.msg_tat)
+  end
+  if o.repeats then
+    put_counted(book, o.of_strategy.f.repeats, o.repeat_start, o.repeats)
+  end
+  remember_size(book, o.of_product.f, o.lots)
+  local warnings = #o.warnings > 0 and cjson.encode(o.warnings) or ''
+  audit(ctx, 'RESERVED', o.id, o.by, '{"request":' .. o.packed .. ',"notional":"' .. text(o.notional) .. '","cash":"'
+    .. text(o.cash) .. '"' .. (warnings ~= '' and ',"warnings":' .. warnings or '') .. '}')
+  for _, w in ipairs(o.warnings) do
+    alert(ctx, 'SOFT', w.code, w.scope, w.value, w.limit, w.message, o.id)
+  end
+  finish(ctx)
+  local now, lots = text(o.us), text(o.lots)
+  local notional, cash = text(o.notional), text(o.cash)
+  redis.call('HSET', ctx.base .. ':order:' .. o.id, 'fingerprint', o.fingerprint, 'status', 'RESERVED',
+    'strategy', o.strategy, 'product', o.product, 'side', o.side, 'type', o.type,
+    'tif', o.tif, 'quantity', o.quantity, 'limit_price', o.limit_price, 'post_only', o.post_only,
+    'lots', lots, 'filled_lots', '0', 'filled_value', '0', 'fees', '0', 'reserved_lots', lots,
+    'reserved_notional', notional, 'reserved_cash', cash, 'notional', notional, 'cash', cash, 'created_us', now,
+    'changed_us', now, 'by', o.by, 'reduce_only', o.reduce_only, 'warnings', warnings)
+  redis.call('ZADD', ctx.base .. ':open', now, o.id)
+  if o.ticks and o.tif == 'GTC' then
+    redis.call('ZADD', ctx.base .. ':resting:' .. o.product .. ':' .. o.side, text(o.ticks), o.id)
+  end
+  if o.duplicate_ms > 0 then
+    redis.call('SET', o.duplicate_key, o.id, 'PX', text(o.duplicate_ms))
+  end
+  redis.call('XADD', ctx.base .. ':outbox', '*', 'kind', 'SUBMIT', 'id', o.id)
+  return { 'ACCEPTED', o.stored_epoch, notional, cash, warnings }
+end
+
+-- Whether this caller may be answered at all: nil, or the reply that says why not.
+local function refused(o, base)
+  local strategy, product = 'strategy|' .. o.strategy, 'product|' .. o.product
+  o.states = redis.call('HMGET', base .. ':state', 'account', strategy, product, 'cause|account', 'cause|' .. strategy,
+    'cause|' .. product, 'epoch')
+  o.stored_epoch = o.states[7] or '0'
+  local stored, epoch = tonumber(o.stored_epoch), tonumber(o.epoch)
+  if epoch > stored then
+    -- The caller has seen a newer state than this server has: it must not be reserved on.
+    return { 'STALE_EPOCH', o.stored_epoch }
+  elseif epoch > 0 and epoch < stored then
+    return { 'NEW_EPOCH', o.stored_epoch }
+  end
+  return nil
+end
+
+-- KEYS[1] base.  ARGV[1]: a JSON list of id, fingerprint, strategy, product, side, type, tif, quantity, limit_price,
+-- post_only, lots, ticks ('' = market), num, den, by, the list of denials found before, epoch, sent_ms, reduce_only,
+-- version (all text but the denials). Returns {ACCEPTED, epoch, notional, cash, warnings} | {DENIED | CONFLICT, epoch,
+-- answer} | {REPEATED, epoch, answer of a denial, or notional, cash, warnings} | {STALE_EPOCH | NEW_EPOCH | RECONCILING,
+-- epoch}.
+local function reserve(keys, argv)
+  local base, o = keys[1], read_order(argv[1], now_us())
+  local refusal = refused(o, base)
+  if refusal then
+    return refusal
+  end
+  local known = redis.call('HMGET', base .. ':order:' .. o.id, 'fingerprint', 'answer', 'notional', 'cash', 'warnings')
+  if known[1] then
+    if known[1] ~= o.fingerprint then
+      return { 'CONFLICT', o.stored_epoch, '' }
+    end
+    if known[2] then
+      return { 'REPEATED', o.stored_epoch, known[2] }
+    end
+    return { 'REPEATED', o.stored_epoch, known[3], known[4], known[5] or '' }
+  end
+  if not is_admitted(base, o.stored_epoch) then
+    return { 'RECONCILING', o.stored_epoch }
+  end
+  sound(base)
+  if #o.denials > 0 then
+    return write_denied(o, begin(base, o.us))
+  end
+  local ctx = decide(o, base)
+  if o.passing then
+    -- Not kept, because it passes by itself: the same id may come again, as it would after a 429 anywhere.
+    return { 'DENIED', o.stored_epoch, answer_of(o, 'DENIED') }
+  end
+  if #o.denials > 0 then
+    return write_denied(o, ctx)
+  end
+  if not o.notional or not o.cash then
+    error('an order without a value passed every rule')
+  end
+  return write_accepted(o, ctx)
+end
+
+-- As reserve, but nothing is written and the id does not matter. Returns {CHECKED, epoch, answer}.
+local function check(keys, argv)
+  local base, o = keys[1], read_order(argv[1], now_us())
+  local refusal = refused(o, base)
+  if refusal then
+    return refusal
+  end
+  if not is_admitted(base, o.stored_epoch) then
+    return { 'RECONCILING', o.stored_epoch }
+  end
+  if #o.denials == 0 then
+    decide(o, base)
+  end
+  return { 'CHECKED', o.stored_epoch, answer_of(o, #o.denials == 0 and 'ACCEPTED' or 'DENIED') }
+end
