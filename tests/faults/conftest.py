@@ -1,0 +1,111 @@
+"""Fixtures of the fault tests. ``make faults`` runs them all; without it only quick ones run, with one seed each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from cluster import local
+from conf.settings import ServeSettings, load_settings
+from tests.faults.report import FAULT
+from tests.servers import KINDS, Server, binary
+from tests.system.client import Desk
+from tests.system.conftest import LIMITS
+
+PLUGIN: Final = "fault-run"
+"""The plugin of ``make faults``; where it is registered the whole set runs."""
+
+Report = Callable[..., None]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marks of these tests."""
+    config.addinivalue_line(
+        "markers", "fault(number, name, target): the fault of the table in the facts, and its target"
+    )
+    config.addinivalue_line("markers", "faults: only part of the whole set, `make faults`")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with a ``seed`` runs once for each."""
+    if "seed" in metafunc.fixturenames:
+        run = metafunc.config.pluginmanager.get_plugin(PLUGIN)
+        metafunc.parametrize("seed", range(run.seeds if run else 1))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long unless the whole set was asked for."""
+    if config.pluginmanager.get_plugin(PLUGIN) is None:
+        skip = pytest.mark.skip(reason="part of the whole set of fault tests: make faults")
+        for item in items:
+            if item.get_closest_marker("faults"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Asynchronous tests run on asyncio, the loop Serve uses."""
+    return "asyncio"
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Iterator[Report]:
+    """``report(**figures)`` adds to what the test hands over; at its end they are printed as one line of JSON.
+
+    Which fault it is stands in the test's mark ``fault(number, name, target)``; what was measured is handed over also
+    where the test then fails.
+    """
+    mark = request.node.get_closest_marker("fault")
+    assert mark is not None, "which fault is this? @pytest.mark.fault(number, name, target)"
+    number, name, target = mark.args
+    figures: dict[str, Any] = {}
+    yield figures.update
+    seed = getattr(request.node, "callspec", None)
+    named = {"fault": number, "name": name, "seed": seed.params.get("seed", 0) if seed else 0, **figures}
+    request.node.user_properties.append((FAULT, {"number": number, "name": name, "target": target, "figures": figures}))
+    print("\n" + json.dumps(named))
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the whole set: then tests ask more."""
+    return request.config.pluginmanager.get_plugin(PLUGIN) is not None
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A real desk of its own with limits that stop nothing; at the end every process of it is gone."""
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(local.NUMBA_CACHE_DIR))
+    folder = tmp_path_factory.mktemp("desk")
+    limits = folder / "limits.yaml"
+    limits.write_text(yaml.safe_dump(LIMITS))
+    settings = load_settings("paper", folder / "state")
+    # The venue's own pace would be the slowest part, and a backlog of it is not what is tested.
+    changes = {
+        "limits_file": limits,
+        "serve": ServeSettings(http_port=0),
+        "venue": settings.venue.model_copy(update={"requests_per_s": 500.0}),
+    }
+    settings = local.up(settings.model_copy(update=changes))
+    running = Desk(settings.model_copy(update={"redis": settings.redis.model_copy(update={"timeout_s": 20.0})}))
+    yield running
+    running.close()
+    local.down(settings.state_dir)
+    left = running.all_processes()
+    assert not left, f"left behind: {[process.cmdline() for process in left]}"
+
+
+@pytest.fixture(params=KINDS)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A server of the test's own, Valkey and then Redis, that writes to disk before it answers, as the desk's does."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(binary(request.param), folder, appendfsync="always", **{"aof-load-truncated": "yes"})
+    with server.running():
+        yield server

@@ -1,0 +1,127 @@
+"""What the fault tests measured, as tables: one row for each fault, over all the seeds it was run with."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+FAULT: Final = "fault"
+"""The name under which a test hands over its figures (pytest's user properties)."""
+NUMBERS: Final = ("1", "2", "10", "11", "12", "13", "14", "15", "16", "18", "19", "23", "25")
+
+_COUNTS: Final = ("acknowledged", "stored", "lost", "duplicated")
+_SERVICE: Final = {
+    "seconds_without_service": "no service, s",
+    "errors_first_try_percent": "errors first try, %",
+    "errors_after_retry_percent": "after retry, %",
+    "p50_ms": "p50, ms",
+    "p95_ms": "p95, ms",
+    "p99_ms": "p99, ms",
+}
+_HIDDEN: Final = {"asked", "slowest_answer_ms", "steady"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All runs of one fault. ``figures`` is one mapping a run."""
+
+    number: str
+    name: str
+    target: str
+    figures: Sequence[Mapping[str, Any]]
+    failed: int = 0
+    skipped: Sequence[str] = field(default=())
+
+
+def page(machine: Mapping[str, str], rows: Sequence[Row]) -> str:
+    """TEST_REPORT.md."""
+    parts = [_HEAD, _machine(machine), "## Books\n", _BOOKS, _table(_books_header(), map(_books_cells, rows))]
+    with_service = [row for row in rows if any("seconds_without_service" in f for f in row.figures)]
+    parts += ["\n## Service\n", _SERVICE_TEXT]
+    parts += [_table(["#", "fault", *_SERVICE.values(), "void"], map(_service_cells, with_service))]
+    parts += ["\n## What else each test measured\n", _MORE]
+    parts += [_table(["#", "fault", "figure", "median", "worst"], _more_cells(rows))]
+    parts += [
+        "\n## Targets\n",
+        _TARGETS,
+        _table(["#", "fault", "target"], ([r.number, r.name, r.target] for r in rows)),
+    ]
+    missing = [number for number in NUMBERS if number not in {row.number for row in rows}]
+    skipped = [f"- {row.number}, {row.name}: {reason}" for row in rows for reason in dict.fromkeys(row.skipped)]
+    if missing or skipped:
+        parts += ["\n## Not run\n", *(f"- {number}\n" for number in missing), *(line + "\n" for line in skipped)]
+    return "\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def order_of(row: Row) -> tuple[int, str]:
+    """By number, then by name."""
+    return (NUMBERS.index(row.number), row.name)
+
+
+_HEAD: Final = """# Test report: faults
+
+Written by `make faults` from what it measured; not edited by hand. Each test breaks one thing while orders come in,
+mends it, and then compares the file of what callers were told with what the books hold. Lost 0 and duplicated 0 are
+asserted; so is that the books add up, entry by entry and hash by hash. Times are reported and never asserted.
+"""
+_BOOKS: Final = """Sums over all runs. Acknowledged: orders whose caller was told yes. Stored: reservations of these
+callers in the ledger. Stored may be more: an order may be reserved and its answer lost, which is why a caller asks
+again with the same id. Lost: acknowledged and not stored. Duplicated: reserved, queued or at the venue twice.
+"""
+_SERVICE_TEXT: Final = """Median / worst of the runs. No service: the longest time between two acceptances. Errors:
+orders whose first try, and whose last try, ended without a decision. Latencies are of the first try, from the time the
+order was due (open loop, HdrHistogram). Void: runs whose p95 was not below 140 ms before the fault, so that their
+latencies say little; their counts hold.
+"""
+_MORE: Final = "Of all runs of a test; a figure whose name ends in `_s` is in seconds, in `_ms` in milliseconds.\n"
+_TARGETS: Final = "What was wanted of each, to be compared with the tables above.\n"
+
+
+def _machine(machine: Mapping[str, str]) -> str:
+    return "\n" + _table(["machine", ""], machine.items()) + "\n"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _books_header() -> list[str]:
+    return ["#", "fault", "runs", *_COUNTS, "outcome"]
+
+
+def _books_cells(row: Row) -> list[str]:
+    known = any("acknowledged" in figures for figures in row.figures)
+    sums = [f"{sum(f.get(name, 0) for f in row.figures):,}" if known else "" for name in _COUNTS]
+    outcome = f"{row.failed} FAILED" if row.failed else "passed" if row.figures else "skipped"
+    return [row.number, row.name, str(len(row.figures) or ""), *sums, outcome]
+
+
+def _service_cells(row: Row) -> list[str]:
+    cells = [_median_and_worst([f[name] for f in row.figures if name in f]) for name in _SERVICE]
+    void = sum(figures.get("steady") is False for figures in row.figures)
+    return [row.number, row.name, *cells, f"{void} of {len(row.figures)}" if void else ""]
+
+
+def _more_cells(rows: Sequence[Row]) -> Iterable[list[str]]:
+    for row in rows:
+        names = dict.fromkeys(name for figures in row.figures for name in figures)
+        for name in names:
+            if name in _COUNTS or name in _SERVICE or name in _HIDDEN:
+                continue
+            values = [figures[name] for figures in row.figures if name in figures]
+            if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+                yield [row.number, row.name, name, _number(statistics.median(values)), _number(max(values))]
+            else:
+                yield [row.number, row.name, name, ", ".join(dict.fromkeys(str(value) for value in values)), ""]
+
+
+def _median_and_worst(values: Sequence[float]) -> str:
+    return f"{_number(statistics.median(values))} / {_number(max(values))}" if values else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
