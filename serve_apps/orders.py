@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from decimal import Decimal
+import re
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote
 
@@ -17,23 +17,27 @@ import msgspec
 from ray import serve
 
 from cluster.api_keys import READ, TRADE, ApiKey, KeyRing
-from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, Verdict
+from cluster.ledger import Ledger, LedgerError, LedgerUnavailable
 from cluster.risk import ORDER_BYTES_MAX, InvalidOrder, check_order, read_order
 from conf.settings import load_secrets, load_settings
 from serve_apps.listener import Listener
+from serve_apps.order_views import Answer, answer_of, check_of, order_view
 from serve_apps.problem import MEDIA_TYPE, Problem, forbidden, unauthorised, unavailable
-from strategies.model import Product, units
+from strategies.model import Order, Product
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Answer = tuple[int, dict[str, Any] | list[dict[str, Any]], dict[str, str]]
 
 PREFIX: Final = "/v1/orders"
+CHECK: Final = "check"
 # How old a replica's copy of the venue's products may be before it asks again.
 PRODUCTS_FRESH_S: Final = 5.0
 BODY_TIMEOUT_S: Final = 5.0
 LISTED_MAX: Final = 500
+QUERY_FIELDS_MAX: Final = 20
+# How the ledger begins the message of a refusal that concerns no order: this server may not decide at all now.
+_UNFIT: Final = ("RECONCILING", "STALE_EPOCH")
 
 logger = logging.getLogger("ray.serve")
 
@@ -61,7 +65,7 @@ class OrdersApp:
         except Problem as problem:
             status, body, headers = _failure(problem)
         except LedgerUnavailable as error:
-            status, body, headers = _failure(unavailable(str(error)))
+            status, body, headers = _failure(_unavailable(error))
         except LedgerError:
             logger.exception("order not decided")
             status, body, headers = _failure(Problem(500, "INTERNAL", "not decided; the fault is logged"))
@@ -81,13 +85,16 @@ class OrdersApp:
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         key = await self._key(scope)
         method = scope["method"]
-        client_order_id = unquote(scope["path"].removeprefix(PREFIX).strip("/"))
+        client_order_id = _order_id(scope["path"])
         if not client_order_id:
             if method == "POST":
                 return await self._submit(key, await _body(receive))
             if method == "GET":
                 return await self._list(key, scope)
             raise Problem(405, "METHOD_NOT_ALLOWED", f"{method} {PREFIX}", headers={"allow": "GET, POST"})
+        # An order may be called "check" too: it is asked for and cancelled as any other.
+        if method == "POST" and client_order_id == CHECK:
+            return await self._check(key, await _body(receive))
         account = self._account(scope)
         if method == "GET":
             return await self._show(key, account, client_order_id)
@@ -96,16 +103,16 @@ class OrdersApp:
         raise Problem(405, "METHOD_NOT_ALLOWED", f"{method} {PREFIX}/ID", headers={"allow": "GET, DELETE"})
 
     async def _submit(self, key: ApiKey, body: bytes) -> Answer:
-        try:
-            order = read_order(body)
-        except InvalidOrder as error:
-            raise Problem(400, "INVALID_ORDER", str(error), {"field": error.field, "rule": error.rule}) from None
-        if not key.may(TRADE, order.account):
-            raise forbidden(TRADE, order.account)
+        order = _order(key, body)
         product = await self._product(order.product_id)
-        denials = check_order(order, product)
-        verdict = await self._ledger.reserve(order, product, key.key_id, denials)
+        verdict = await self._ledger.reserve(order, product, key.key_id, check_order(order, product))
         return answer_of(verdict, order.account, product)
+
+    async def _check(self, key: ApiKey, body: bytes) -> Answer:
+        order = _order(key, body)
+        product = await self._product(order.product_id)
+        verdict = await self._ledger.check(order, product, key.key_id, check_order(order, product))
+        return 200, check_of(verdict, order.account, product), {}
 
     async def _show(self, key: ApiKey, account: str, client_order_id: str) -> Answer:
         if not key.may(READ, account):
@@ -124,7 +131,7 @@ class OrdersApp:
         if which not in {"open", "recent"}:
             raise Problem(400, "INVALID_QUERY", f"status: expected open or recent, was {which!r}", {"field": "status"})
         limit = query.get("limit", "100")
-        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= LISTED_MAX:
+        if not re.fullmatch("[0-9]{1,9}", limit) or not 1 <= int(limit) <= LISTED_MAX:
             raise Problem(400, "INVALID_QUERY", f"limit: expected 1 to {LISTED_MAX}, was {limit!r}", {"field": "limit"})
         find = self._ledger.open_orders if which == "open" else self._ledger.recent_orders
         await self._refresh_products()
@@ -168,105 +175,109 @@ class OrdersApp:
             self._products_read_at = asyncio.get_running_loop().time()
 
 
-def answer_of(verdict: Verdict, account: str, product: Product | None) -> Answer:
-    """HTTP status, body and headers of a verdict; raises ``Problem`` for anything but an acceptance."""
-    headers = {"idempotent-replayed": "true"} if verdict.kind == "REPEATED" else {}
-    answer = verdict.answer
-    if verdict.kind == "CONFLICT":
-        detail = f"client_order_id {answer['client_order_id']} was already used for another order"
-        raise Problem(409, "DUP_ID_DIFFERENT_BODY", detail, {"client_order_id": answer["client_order_id"]})
-    if verdict.accepted:
-        body = {
-            "client_order_id": answer["client_order_id"],
-            "account": account,
-            "verdict": "ACCEPTED",
-            "status": "RESERVED",
-            "reserved_notional": f"{units(int(answer['reserved_notional_micros'])):f}",
-            "reserved_cash": f"{units(int(answer['reserved_cash_micros'])):f}",
-        }
-        return 201, body, headers
-    denials = [_denial_view(denial, product) for denial in answer["denials"]]
-    first = denials[0]
-    extra = {"client_order_id": answer["client_order_id"], "verdict": "DENIED", "denials": denials}
-    if first["code"] == "RATE_LIMIT":
-        wait_ms = max(int(denial["value"]) for denial in answer["denials"])
-        headers["retry-after"] = str(max(1, -(-wait_ms // 1000)))
-        raise Problem(429, "RATE_LIMIT", first["message"], extra, headers)
-    detail = "; ".join(f"{d['scope']}: {d['message']}" for d in denials)
-    raise Problem(422, first["code"], detail, extra, headers)
+def _unavailable(error: LedgerUnavailable) -> Problem:
+    text = str(error)
+    for code in _UNFIT:
+        if text.startswith(code):
+            return Problem(503, code, f"{text}; nothing was recorded", headers={"retry-after": "1"})
+    return unavailable(text)
 
 
-def order_view(fields: dict[str, str], products: dict[str, Product]) -> dict[str, Any]:
-    """An order as the API shows it: decimals as text in currency units."""
-    product = products.get(fields["product"])
-    view: dict[str, Any] = {
-        "client_order_id": fields["client_order_id"],
-        "status": fields["status"],
-        "strategy": fields["strategy"],
-        "product_id": fields["product"],
-        "side": fields["side"],
-        "type": fields["type"],
-        "time_in_force": fields["tif"],
-        "quantity": fields["quantity"],
-        "limit_price": fields["limit_price"] or None,
-        "created_ns": int(fields["created_us"]) * 1000,
-        "venue_order_id": fields.get("venue_order_id") or None,
-        "reason": fields.get("reason") or None,
-    }
-    if fields["status"] == "DENIED":
-        denials = msgspec.json.decode(fields["answer"])["denials"]
-        view["denials"] = [_denial_view(denial, product) for denial in denials]
-        return view
-    view["reserved_notional"] = f"{units(int(fields['reserved_notional'])):f}"
-    view["fees"] = f"{units(int(fields['fees'])):f}"
-    view["filled_value"] = f"{units(int(fields['filled_value'])):f}"
-    if product is not None:
-        filled = product.quantity(int(fields["filled_lots"]))
-        view["filled_quantity"] = f"{filled:f}"
-        value = units(int(fields["filled_value"]))
-        view["average_price"] = f"{(value / filled).quantize(Decimal('0.00000001')).normalize():f}" if filled else None
-    return view
+def _order(key: ApiKey, body: bytes) -> Order:
+    """The order in ``body``, which ``key`` may send."""
+    try:
+        order = read_order(body)
+    except InvalidOrder as error:
+        raise Problem(400, "INVALID_ORDER", str(error), {"field": error.field, "rule": error.rule}) from None
+    if not key.may(TRADE, order.account):
+        raise forbidden(TRADE, order.account)
+    return order
 
 
-def _denial_view(denial: dict[str, str], product: Product | None) -> dict[str, str]:
-    shown = dict(denial)
-    for name in ("value", "limit"):
-        text = denial[name]
-        if text and denial["unit"] == "micros":
-            shown[name], shown["unit"] = f"{units(int(text)):f}", product.quote_currency if product else "USD"
-        elif text and denial["unit"] == "lots" and product is not None:
-            shown[name], shown["unit"] = f"{product.quantity(int(text)):f}", product.base_currency
-    return shown
+def _order_id(path: str) -> str:
+    """The id at the end of the path, "" where all orders are meant; a path of somebody else's is none of ours."""
+    if path == PREFIX:
+        return ""
+    if not path.startswith(f"{PREFIX}/"):
+        raise Problem(404, "NOT_FOUND", "nothing is at this path")
+    return unquote(path.removeprefix(PREFIX).strip("/"))
 
 
 def _query(scope: Scope) -> dict[str, str]:
-    parsed = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, max_num_fields=20)
+    text = scope.get("query_string", b"").decode("latin-1")
+    try:
+        parsed = parse_qs(text, keep_blank_values=True, max_num_fields=QUERY_FIELDS_MAX)
+    except ValueError:
+        raise Problem(400, "INVALID_QUERY", f"at most {QUERY_FIELDS_MAX} fields") from None
     return {name: values[-1] for name, values in parsed.items()}
 
 
 async def _body(receive: Receive) -> bytes:
-    chunks: list[bytes] = []
+    """The whole body. Nearly always it is there with the first step, which then costs no timer."""
+    first = _Begun(receive())
+    if first.ended and not first.result.get("more_body"):
+        return _piece(first.result, 0)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            while True:
+            message = await first
+            chunks, size = [_piece(message, 0)], 0
+            while message.get("more_body"):
+                size += len(chunks[-1])
                 message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Problem(400, "INCOMPLETE_BODY", "the connection closed before the whole body had come")
-                chunks.append(message.get("body", b""))
-                if sum(map(len, chunks)) > ORDER_BYTES_MAX:
-                    raise Problem(413, "BODY_TOO_LARGE", f"an order has at most {ORDER_BYTES_MAX} bytes")
-                if not message.get("more_body"):
-                    return b"".join(chunks)
+                chunks.append(_piece(message, size))
     except TimeoutError:
         raise Problem(408, "BODY_TOO_SLOW", f"the whole body must come within {BODY_TIMEOUT_S:.0f} s") from None
+    return b"".join(chunks)
+
+
+def _piece(message: MutableMapping[str, Any], size: int) -> bytes:
+    """The part of a body in ``message``, ``size`` bytes having come before it."""
+    if message["type"] == "http.disconnect":
+        raise Problem(400, "INCOMPLETE_BODY", "the connection closed before the whole body had come")
+    piece: bytes = message.get("body", b"")
+    if size + len(piece) > ORDER_BYTES_MAX:
+        raise Problem(413, "BODY_TOO_LARGE", f"an order has at most {ORDER_BYTES_MAX} bytes")
+    return piece
+
+
+class _Begun:
+    """A call that has run up to its first wait; ``await`` lets it go on. A timer costs more than all of that."""
+
+    def __init__(self, call: Awaitable[Any]) -> None:
+        self._steps = call.__await__()
+        self._waits_for: Any = None
+        self.result: Any = None
+        self.ended = False
+        self._step(None)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        while not self.ended:
+            try:
+                value = yield self._waits_for
+            except BaseException as error:  # noqa: BLE001 - it is the call's, a cancellation above all
+                self._step(error)
+            else:
+                self._step(None, value)
+        return self.result
+
+    def _step(self, error: BaseException | None, value: Any = None) -> None:
+        try:
+            self._waits_for = self._steps.send(value) if error is None else self._steps.throw(error)
+        except StopIteration as end:
+            self.result, self.ended = end.value, True
 
 
 async def _respond(send: Send, status: int, body: Any, headers: dict[str, str]) -> None:
     payload = msgspec.json.encode(body)
-    merged = {"content-type": "application/json", **headers, "content-length": str(len(payload))}
-    raw = [(name.encode(), value.encode("latin-1")) for name, value in merged.items()]
+    raw = [(b"content-length", b"%d" % len(payload))]
+    raw += [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    if "content-type" not in headers:
+        raw.append(_JSON)
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": payload})
+
+
+_JSON: Final = (b"content-type", b"application/json")
 
 
 def _failure(problem: Problem) -> Answer:

@@ -1,0 +1,135 @@
+"""Orders and verdicts as /v1/orders shows them: decimals as text in currency units, rules with their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+import msgspec
+
+from cluster.ledger import Verdict
+from serve_apps.problem import Problem
+from strategies.model import Product, units
+
+Answer = tuple[int, dict[str, Any] | list[dict[str, Any]], dict[str, str]]
+"""HTTP status, body and headers."""
+
+# Denials that say "not now": nothing is recorded, and the same id may come again.
+_RATES: Final = ("RATE_LIMIT", "MSG_RATE")
+_LATER: Final = {**dict.fromkeys(_RATES, 429), "CLOCK_SKEW": 503}
+
+
+def answer_of(verdict: Verdict, account: str, product: Product | None) -> Answer:
+    """HTTP status, body and headers of a verdict; raises ``Problem`` for anything but an acceptance."""
+    headers = {"idempotent-replayed": "true"} if verdict.kind == "REPEATED" else {}
+    answer = verdict.answer
+    if verdict.kind == "CONFLICT":
+        detail = f"client_order_id {answer['client_order_id']} was already used for another order"
+        raise Problem(409, "DUP_ID_DIFFERENT_BODY", detail, {"client_order_id": answer["client_order_id"]})
+    if verdict.accepted:
+        body = {
+            "client_order_id": answer["client_order_id"],
+            "account": account,
+            "verdict": "ACCEPTED",
+            "status": "RESERVED",
+            **_reserved(answer),
+        }
+        if warnings := answer.get("warnings"):
+            body["warnings"] = [_denial(warning, product) for warning in warnings]
+        return 201, body, headers
+    denials = [_denial(denial, product) for denial in answer["denials"]]
+    first = denials[0]
+    extra = {"client_order_id": answer["client_order_id"], "verdict": "DENIED", "denials": denials}
+    detail = "; ".join(f"{d['scope']}: {d['message']}" for d in denials)
+    if first["code"] in _LATER:
+        headers["retry-after"] = _retry_after(denials)
+    raise Problem(_LATER.get(first["code"], 422), first["code"], detail, extra, headers)
+
+
+def check_of(verdict: Verdict, account: str, product: Product | None) -> dict[str, Any]:
+    """What would become of an order; a denial is an answer to that question like any other."""
+    answer = verdict.answer
+    body = {"client_order_id": answer["client_order_id"], "account": account, "verdict": answer["verdict"]}
+    body |= _reserved(answer) if verdict.accepted else {}
+    for name in ("warnings",) if verdict.accepted else ("denials", "warnings"):
+        body[name] = [_denial(item, product) for item in answer.get(name, ())]
+    return body
+
+
+def _reserved(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "reserved_notional": f"{units(int(answer['reserved_notional_micros'])):f}",
+        "reserved_cash": f"{units(int(answer['reserved_cash_micros'])):f}",
+    }
+
+
+def _retry_after(denials: list[dict[str, str]]) -> str:
+    waits_ms = [int(d["value"]) for d in denials if d["code"] in _RATES and _is_integer(d["value"])]
+    wait_ms = max(waits_ms, default=0)
+    return str(max(1, -(-wait_ms // 1000)))
+
+
+def order_view(fields: dict[str, str], products: dict[str, Product]) -> dict[str, Any]:
+    """An order as the API shows it: decimals as text in currency units."""
+    product = products.get(fields["product"])
+    view: dict[str, Any] = {
+        "client_order_id": fields["client_order_id"],
+        "status": fields["status"],
+        "strategy": fields["strategy"],
+        "product_id": fields["product"],
+        "side": fields["side"],
+        "type": fields["type"],
+        "time_in_force": fields["tif"],
+        "quantity": fields["quantity"],
+        "limit_price": fields["limit_price"] or None,
+        "created_ns": int(fields["created_us"]) * 1000,
+        "venue_order_id": fields.get("venue_order_id") or None,
+        "reason": fields.get("reason") or None,
+    }
+    if fields["status"] == "DENIED":
+        denials = msgspec.json.decode(fields["answer"])["denials"]
+        view["denials"] = [_denial(denial, product) for denial in denials]
+        return view
+    view["post_only"] = fields.get("post_only") == "1"
+    view["reduce_only"] = fields.get("reduce_only") == "1"
+    if warnings := fields.get("warnings"):
+        view["warnings"] = [_denial(warning, product) for warning in msgspec.json.decode(warnings)]
+    view["reserved_notional"] = f"{units(int(fields['reserved_notional'])):f}"
+    view["fees"] = f"{units(int(fields['fees'])):f}"
+    view["filled_value"] = f"{units(int(fields['filled_value'])):f}"
+    if product is not None:
+        filled = product.quantity(int(fields["filled_lots"]))
+        view["filled_quantity"] = f"{filled:f}"
+        value = units(int(fields["filled_value"]))
+        view["average_price"] = f"{(value / filled).quantize(Decimal('0.00000001')).normalize():f}" if filled else None
+    return view
+
+
+def _denial(denial: dict[str, str], product: Product | None) -> dict[str, str]:
+    """A denial or a warning in currency units and per cent instead of the ledger's integers; words stay words."""
+    unit = denial["unit"]
+    show: Callable[[int], Decimal]
+    if unit == "micros":
+        show, unit = units, product.quote_currency if product else "USD"
+    elif unit == "ppm":
+        show, unit = _percent, "%"
+    elif unit == "lots" and product is not None:
+        show, unit = product.quantity, product.base_currency
+    elif unit == "ticks" and product is not None:
+        show, unit = product.price, product.quote_currency
+    else:
+        return denial
+    shown = {name: f"{show(int(denial[name])):f}" for name in ("value", "limit") if _is_integer(denial[name])}
+    return denial | shown | {"unit": unit}
+
+
+def _is_integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+_PPM_PER_PERCENT: Final = 10_000
+
+
+def _percent(ppm: int) -> Decimal:
+    return Decimal(ppm) / _PPM_PER_PERCENT
