@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,7 +18,8 @@ from typing import Any, Final
 
 from ray import serve
 
-from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, OutboxEntry, StaleEpoch, limit_fields
+from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, OutboxEntry, Reference, StaleEpoch
+from cluster.limit_records import account_records, calendar_record, desk_records
 from cluster.venue import (
     Venue,
     VenueError,
@@ -29,7 +31,7 @@ from cluster.venue import (
     VenueUnknown,
 )
 from cluster.venue_endpoint import configured_endpoint
-from conf.limits import AccountLimits, load_limits
+from conf.limits import LimitsFile, load_limits
 from conf.settings import ExecutionSettings, load_secrets, load_settings
 from strategies.model import (
     NS_PER_S,
@@ -60,11 +62,12 @@ logger = logging.getLogger("ray.serve")
 class Execution:
     """Carries one account's orders to the venue and brings back what became of them."""
 
-    def __init__(self, ledger: Ledger, venue: Venue, limits: AccountLimits, settings: ExecutionSettings) -> None:
-        """Work for ``settings.account``."""
+    def __init__(self, ledger: Ledger, venue: Venue, limits: LimitsFile, settings: ExecutionSettings) -> None:
+        """Work for ``settings.account``, which is one of ``limits``."""
         self._ledger = ledger
         self._venue = venue
-        self._limits = limits
+        self._file = limits
+        self._limits = limits.accounts[settings.account]
         self._settings = settings
         self._account = settings.account
         self._products: dict[str, Product] = {}
@@ -75,6 +78,8 @@ class Execution:
         self._wake = asyncio.Event()
         self._counts = {"submitted": 0, "filled": 0, "rejected": 0, "cancelled": 0, "unknown": 0}
         self._reconciled_at = float("-inf")
+        # Calls the venue has failed since the ledger was last told.
+        self._venue_failures = 0
 
     async def run(self) -> None:
         """Start up, then work until something that must not be ignored happens (it is raised)."""
@@ -82,6 +87,7 @@ class Execution:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(self._settings.reference_interval_s, self._refresh_references))
             group.create_task(self._every(self._settings.reference_interval_s, self._beat))
+            group.create_task(self._every(self._settings.reference_interval_s, self._watch))
             group.create_task(self._every(self._settings.reconcile_interval_s, self._reconcile_again))
             group.create_task(self._work_outbox())
             group.create_task(self._follow_orders())
@@ -92,14 +98,41 @@ class Execution:
         products = await asyncio.to_thread(self._venue.products)
         self._products = {product.product_id: product for product in products}
         await self._ledger.set_products(products)
-        await self._ledger.set_limits(self._account, limit_fields(self._limits, self._products), "limits.yaml")
+        await self._set_limits()
         await self._set_references()
         await self._open_account()
         await self._ledger.outbox_open(self._account)
         await self.reconcile()
         for entry in await self._ledger.outbox_read(self._account, CONSUMER, "0", 10_000):
             await self._carry(entry)
+        await self._ledger.admit(self._account, self._epoch)
         await self._beat()
+
+    async def _set_limits(self) -> None:
+        """Limits of the file, where the file has changed since: what is looser then waits for a second person."""
+        calendar = calendar_record(self._file)
+        own = account_records(self._limits, self._products, calendar)
+        for account, records in ((None, desk_records(self._file)), (self._account, own)):
+            # The calendar names the offsets of the years ahead and changes with the date, not with the file.
+            lines = sorted(f"{scope} {record}" for scope, record in records.items() if record != calendar)
+            baseline = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+            reason = "limits.yaml has changed"
+            await self._ledger.set_limits(
+                account, records, "limits.yaml", person="limits.yaml", reason=reason, baseline=baseline
+            )
+
+    async def _watch(self) -> None:
+        """Tell the ledger how the venue does; a server that takes no orders yet (it is a new one) is reconciled."""
+        failures, self._venue_failures = self._venue_failures, 0
+        if failures:
+            await self._ledger.venue_errors(self._account, self._epoch, failures)
+        if "NOT_ADMITTED" in await self._ledger.watch(self._account, self._epoch):
+            try:
+                await self.reconcile()
+            except VenueError as error:
+                self._failed("not reconciled", error)
+            else:
+                await self._ledger.admit(self._account, self._epoch)
 
     async def reconcile(self) -> None:
         """Bring the ledger to what the venue says of every order open here; the same at start and in service."""
@@ -111,7 +144,15 @@ class Execution:
         try:
             await self.reconcile()
         except VenueError as error:
-            logger.warning("not reconciled: %s", error)
+            self._failed("not reconciled", error)
+        for account in (self._account, None):
+            if differences := await self._ledger.prove(account):
+                logger.error("%d figures of the books of %s do not add up: halted", differences, account or "the desk")
+
+    def _failed(self, what: str, error: VenueError) -> None:
+        # A rejection is an answer; everything else says that the venue is not well.
+        self._venue_failures += not isinstance(error, VenueRejected)
+        logger.warning("%s: %s", what, error)
 
     # -- outbox --------------------------------------------------------------------------------------------------------
 
@@ -165,12 +206,13 @@ class Execution:
             await self._ledger.release(self._account, self._epoch, order_id, OrderStatus.REJECTED, str(error))
             self._counts["rejected"] += 1
             return True
-        except VenueUnknown:
+        except VenueUnknown as error:
+            self._failed(f"no answer about order {order_id}", error)
             await self._ledger.ack(self._account, self._epoch, order_id, OrderStatus.UNKNOWN)
             self._counts["unknown"] += 1
             return True
         except (VenueUnavailable, VenueThrottled, VenueUnauthorised) as error:
-            logger.warning("order %s has not reached the venue yet: %s", order_id, error)
+            self._failed(f"order {order_id} has not reached the venue yet", error)
             self._never_reached.add(order_id)
             return False
         await self._ledger.ack(self._account, self._epoch, order_id, OrderStatus.OPEN, venue_order_id)
@@ -186,7 +228,7 @@ class Execution:
         try:
             await asyncio.to_thread(self._venue.cancel, [venue_order_id])
         except VenueError as error:
-            logger.warning("cancel of %s has not reached the venue yet: %s", venue_order_id, error)
+            self._failed(f"cancel of {venue_order_id} has not reached the venue yet", error)
             return isinstance(error, VenueRejected)
         return True
 
@@ -201,7 +243,7 @@ class Execution:
                 await self._settle_open_orders()
             except VenueError as error:
                 # Reservations stay as they are until the venue answers again; the next round asks anew.
-                logger.warning("the venue's orders and fills could not be read: %s", error)
+                self._failed("the venue's orders and fills could not be read", error)
 
     async def _settle_open_orders(self) -> None:
         """Fills first, then endings: a reservation is freed only when every fill it stood for is booked."""
@@ -258,14 +300,17 @@ class Execution:
             await self._set_references()
         except VenueError as error:
             # Prices then grow old, and the ledger denies what it cannot value: nothing more is needed here.
-            logger.warning("no reference prices: %s", error)
+            self._failed("no reference prices", error)
 
     async def _set_references(self) -> None:
         quotes = await asyncio.to_thread(self._venue.best_bid_ask, sorted(self._limits.products))
-        known = [(self._products[q.product_id], q.bid, q.ask) for q in quotes if q.product_id in self._products]
-        # A price between two ticks (a product whose increment has just changed) is widened, not a reason to stop.
-        on_ticks = [(p, _down(bid, p.quote_increment), -_down(-ask, p.quote_increment)) for p, bid, ask in known]
-        await self._ledger.set_references(self._account, [item for item in on_ticks if 0 < item[1] <= item[2]])
+        references = []
+        for q in quotes:
+            if (product := self._products.get(q.product_id)) is not None and min(q.bid, q.ask) > 0:
+                # A price between two ticks (an increment that has just changed) is widened, not a reason to stop.
+                bid, ask = _down(q.bid, product.quote_increment), -_down(-q.ask, product.quote_increment)
+                references.append(Reference(product, bid, ask, q.bid_size, q.ask_size))
+        await self._ledger.set_references(self._account, [item for item in references if item.bid > 0])
 
     async def _open_account(self) -> None:
         balances = {b.currency: b.available + b.hold for b in await asyncio.to_thread(self._venue.accounts)}
@@ -341,16 +386,16 @@ class ExecutionService:
         """Read settings and limits; what is missing stops the replica with its name."""
         settings = load_settings()
         secrets = load_secrets(settings)
-        accounts = load_limits(settings.limits_file).accounts
+        limits = load_limits(settings.limits_file)
         account = settings.execution.account
-        if account not in accounts:
+        if account not in limits.accounts:
             raise RuntimeError(f"execution.account: {account} has no limits in {settings.limits_file}")
         self._ledger = Ledger.connect(settings, secrets)
 
         def make() -> Execution:
             # The simulator's key may come after us, so the venue is made anew with each attempt.
             venue = Venue(configured_endpoint(settings, secrets))
-            return Execution(self._ledger, venue, accounts[account], settings.execution)
+            return Execution(self._ledger, venue, limits, settings.execution)
 
         self._task: asyncio.Task[Any] | None = None
         self._make = make
