@@ -141,6 +141,7 @@ class Books:
     """The account, and the verbs with what a test does not care about left out."""
 
     ledger: Ledger
+    account: str = ACCOUNT
     epoch: int = 0
     trades: int = 0
     orders: dict[str, Order] = field(default_factory=dict)
@@ -151,17 +152,17 @@ class Books:
         """Limits, prices, an epoch, cash in micros and opening positions in lots (at no cost); then orders may come."""
         await self.limit(limits or {})
         await self.quote()
-        self.epoch = await self.ledger.claim(ACCOUNT, "test")
+        self.epoch = await self.ledger.claim(self.account, "test")
         positions = {product: (held, 0) for product, held in (lots or {}).items()}
-        assert await self.ledger.open_account(ACCOUNT, cash, positions, "test")
-        await self.ledger.admit(ACCOUNT, self.epoch)
+        assert await self.ledger.open_account(self.account, cash, positions, "test")
+        await self.ledger.admit(self.account, self.epoch)
         return self
 
     async def limit(self, changed: Changed) -> None:
         """All limits as in ``UNLIMITED``, except these; what two people must agree on, two people agree on here."""
         desk, own = limit_records(changed)
         await self.set_records(None, desk)
-        await self.set_records(ACCOUNT, own)
+        await self.set_records(self.account, own)
 
     async def set_records(self, account: str | None, records: Mapping[str, str]) -> None:
         """Set the records of the account or (None) of the desk, and approve as another person what needs approval."""
@@ -169,30 +170,32 @@ class Books:
         if change.proposal_id is not None:
             await self.approve(change.proposal_id, account)
 
-    async def approve(self, proposal_id: str, account: str | None = ACCOUNT) -> None:
+    async def approve(self, proposal_id: str, account: str | None = "") -> None:
         """Approve a proposal that must be applied by that."""
+        account = self.account if account == "" else account
         (digest,) = [p.digest for p in await self.ledger.proposals(account) if p.id == proposal_id]
         approval = await self.ledger.approve(account, proposal_id, digest, "second", APPROVER)
         assert approval.outcome == "APPLIED", approval
 
-    async def resume(self, scope: str, account: str | None = ACCOUNT) -> None:
-        """Set a scope back to ACTIVE, as two people do."""
+    async def resume(self, scope: str, account: str | None = "") -> None:
+        """Set a scope back to ACTIVE, as two people do; ``global`` is the desk's."""
+        account = None if scope == "global" else self.account if account == "" else account
         proposal = await self.ledger.propose_resume(account, scope, "test", ASKER, "the test goes on")
         await self.approve(proposal.id, account)
 
     async def halt(self, scope: str, state: TradingState = TradingState.HALTED) -> None:
         """Tighten a scope's state; ``global`` is the desk's."""
-        await self.ledger.tighten(None if scope == "global" else ACCOUNT, scope, state, "test", "why")
+        await self.ledger.tighten(None if scope == "global" else self.account, scope, state, "test", "why")
 
     async def states(self) -> dict[str, str]:
         """Trading state of every scope, with the desk's ``global``."""
-        snapshot = await self.ledger.snapshot(ACCOUNT)
+        snapshot = await self.ledger.snapshot(self.account)
         found = snapshot.desk_state | snapshot.state
         return {scope: text for scope, text in found.items() if scope != "epoch" and not scope.startswith("cause|")}
 
     async def causes(self) -> dict[str, str]:
         """Cause of every automatic halt that stands, by scope."""
-        snapshot = await self.ledger.snapshot(ACCOUNT)
+        snapshot = await self.ledger.snapshot(self.account)
         found = snapshot.desk_state | snapshot.state
         return {s.removeprefix("cause|"): text for s, text in found.items() if s.startswith("cause|") and text}
 
@@ -207,7 +210,7 @@ class Books:
             product, size = PRODUCTS[product_id], (sizes or {}).get(product_id)
             sized = () if size is None else (product.quantity(size[0]), product.quantity(size[1]))
             references.append(Reference(product, product.price(bid), product.price(ask), *sized))
-        await self.ledger.set_references(ACCOUNT, references)
+        await self.ledger.set_references(self.account, references)
 
     async def reserve(self, order: Order, by: str = KEY) -> Verdict:
         """Ask for a reservation."""
@@ -236,7 +239,7 @@ class Books:
 
     async def send(self, client_order_id: str) -> None:
         """Carry an order to the venue, which takes it."""
-        assert await self.ledger.mark_sent(ACCOUNT, self.epoch, client_order_id) == (True, "SENT")
+        assert await self.ledger.mark_sent(self.account, self.epoch, client_order_id) == (True, "SENT")
 
     async def fill(
         self, client_order_id: str, lots: int, ticks: int, fee: int = 0, trade_id: str = ""
@@ -257,18 +260,18 @@ class Books:
             liquidity="TAKER",
             ts_ns=self.trades,
         )
-        return await self.ledger.fill(ACCOUNT, self.epoch, done, product)
+        return await self.ledger.fill(self.account, self.epoch, done, product)
 
-    async def book(self, *, marks: bool = False, account: str | None = ACCOUNT) -> dict[str, int]:
+    async def book(self, *, marks: bool = False, account: str | None = "") -> dict[str, int]:
         """Every plain integer of the book that is not 0; ``marks`` are the figures that move with the prices."""
-        snapshot = await self.ledger.snapshot(ACCOUNT)
+        snapshot = await self.ledger.snapshot(self.account)
         figures = snapshot.desk_book if account is None else snapshot.book
         left_out = _PACKED if marks else _PACKED | _MARKS
         return {n: int(v) for n, v in figures.items() if n.rpartition("|")[2] not in left_out and int(v)}
 
-    async def day(self, prefix: str = "a", account: str | None = ACCOUNT) -> Day:
+    async def day(self, prefix: str = "a", account: str | None = "") -> Day:
         """The day's figures of a scope by its prefix in the book: a, p|P, s|S, k|K; "" and None of the desk."""
-        snapshot = await self.ledger.snapshot(ACCOUNT)
+        snapshot = await self.ledger.snapshot(self.account)
         text = snapshot.desk_book["day"] if account is None else snapshot.book[f"{prefix}|day"]
         return Day(*map(int, text.split()))
 
@@ -285,17 +288,17 @@ class Books:
 
     async def status(self, client_order_id: str) -> str | None:
         """Where an order stands; None where it is not known."""
-        fields = await self.ledger.order(ACCOUNT, client_order_id)
+        fields = await self.ledger.order(self.account, client_order_id)
         return None if fields is None else fields["status"]
 
     async def audit(self) -> list[tuple[str, str]]:
         """(kind, id) of every audit entry, oldest first."""
-        entries = await self.ledger._direct("XRANGE", f"{BASE}:audit", "-", "+")
+        entries = await self.ledger._direct("XRANGE", f"{account_base(self.account)}:audit", "-", "+")
         return [(fields["kind"], fields["id"]) for _, fields in entries]
 
     async def outbox(self) -> list[tuple[str, str]]:
         """(kind, id) of every outbox entry, oldest first."""
-        entries = await self.ledger._direct("XRANGE", f"{BASE}:outbox", "-", "+")
+        entries = await self.ledger._direct("XRANGE", f"{account_base(self.account)}:outbox", "-", "+")
         return [(fields["kind"], fields["id"]) for _, fields in entries]
 
     async def keys(self) -> dict[str, Any]:
@@ -315,7 +318,7 @@ class Books:
 
 
 _PACKED: Final = {
-    *("seq", "head", "held", "day", "tat", "msg_tat", "rejects", "venue_errors", "repeats", "recent", "products"),
+    *("seq", "head", "held", "day", "tat", "msg_tat", "rejects", "venue_errors", "repeats", "recent", "strategies"),
 }
 _MARKS: Final = {"gross", "value", "pnl", "equity", "peak"}
 
@@ -334,7 +337,7 @@ def limit_records(changed: Changed | None = None) -> tuple[dict[str, str], dict[
             del scopes[scope][name]
         else:
             # A scope not there yet (a key of its own, a third product) starts as loose as the others of its kind.
-            scopes.setdefault(scope, dict(_LOOSE[scope.partition("|")[0]]))[name] = text
+            scopes.setdefault(scope, dict(_LOOSE.get(scope.partition("|")[0], {})))[name] = text
     records = {scope: record(values) for scope, values in scopes.items()}
     common = {} if calendar is None else {"calendar": calendar}
     desk = {scope: text for scope, text in records.items() if scope == "global"}

@@ -46,6 +46,8 @@ async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
     """An empty ledger with its function library."""
     ledger = Ledger.connect(settings, redis_secrets())
     await ledger._direct("FLUSHALL")
+    # A library loaded anew has forgotten which accounts it may take orders for.
+    await ledger._direct("FUNCTION", "FLUSH")
     await ledger.install()
     yield ledger
     await ledger.close()
