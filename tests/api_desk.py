@@ -13,12 +13,14 @@ import httpx
 from fastapi import FastAPI
 
 from cluster.api_keys import ALL_ACCOUNTS, SCOPES, create_key
-from cluster.ledger import Ledger, limit_fields
+from cluster.ledger import Ledger, Reference
+from cluster.limit_records import CALENDAR, account_records, desk_records
 from cluster.ray_jobs import RayJobs
-from conf.limits import AccountLimits, ProductLimits, StrategyLimits
+from conf.limits import AccountLimits
 from conf.settings import Settings
 from serve_apps.api import build_api
 from strategies.model import Fill, Order, OrderType, Product, Side, TimeInForce
+from tests.limit_samples import account_limits, limits_file
 from tests.servers import redis_secrets
 
 BTC: Final = Product(
@@ -43,25 +45,21 @@ ETH: Final = Product(
     Decimal(1),
     Decimal(10_000_000),
 )
-_STRATEGY: Final = StrategyLimits(
-    max_order_notional=Decimal(50_000),
-    max_gross_exposure=Decimal(100_000),
-    max_open_orders=50,
-    order_rate_per_s="unlimited",
-    order_burst=100,
-)
-LIMITS: Final = AccountLimits(
-    max_order_notional=Decimal(50_000),
-    max_gross_exposure=Decimal(250_000),
+_STRATEGY: Final[dict[str, Any]] = {
+    "max_order_notional": 50_000,
+    "max_gross_exposure": 100_000,
+    "max_open_orders": 50,
+}
+LIMITS: Final = account_limits(
+    max_order_notional=50_000,
+    max_gross_exposure=250_000,
     max_open_orders=200,
-    order_rate_per_s=Decimal(50),
+    order_rate_per_s=50,
     order_burst=100,
-    taker_fee_bps=Decimal(60),
-    market_buffer_bps=Decimal(100),
     reference_stale_ms=10_000,
     products={
-        "BTC-USD": ProductLimits(max_order_notional=Decimal(50_000), max_position=Decimal(5), max_open_orders=100),
-        "ETH-USD": ProductLimits(max_order_notional=Decimal(50_000), max_position=Decimal(100), max_open_orders=100),
+        "BTC-USD": {"max_order_notional": 50_000, "max_position": 5, "max_open_orders": 100},
+        "ETH-USD": {"max_order_notional": 50_000, "max_position": 100, "max_open_orders": 100},
     },
     strategies={"manual": _STRATEGY, "sma_cross": _STRATEGY},
 )
@@ -87,11 +85,13 @@ class ApiDesk:
         content = None if body is None else json.dumps(body)
         return await self.client.post(path, content=content, headers=headers, **arguments)
 
-    async def key(self, scopes: Sequence[str], accounts: Sequence[str] = (ALL_ACCOUNTS,)) -> dict[str, str]:
-        """Headers with a new key, known to the application's ring at once."""
+    async def key(
+        self, scopes: Sequence[str], accounts: Sequence[str] = (ALL_ACCOUNTS,), **more: Any
+    ) -> dict[str, str]:
+        """Headers with a new key, known to the application's ring at once; ``more``: its person, strategies, end."""
         pepper = redis_secrets().api_key_pepper
         assert pepper is not None
-        key = await create_key(self.ledger, pepper, "test", scopes, accounts)
+        key = await create_key(self.ledger, pepper, "test", scopes, accounts, **more)
         self.forget_keys()
         return {"authorization": f"Bearer {key.get_secret_value()}"}
 
@@ -105,16 +105,20 @@ class ApiDesk:
         """Products, limits, books and prices of an account as execution sets them up: BTC 100,000, ETH 4,000."""
         products = {product.product_id: product for product in (BTC, ETH)}
         await self.ledger.set_products(list(products.values()))
-        await self.ledger.set_limits(name, limit_fields(limits, products), "test")
+        desk = desk_records(limits_file())
+        await self.ledger.set_limits(None, desk, "test")
+        await self.ledger.set_limits(name, account_records(limits, products, desk[CALENDAR]), "test")
         self.epochs[name] = await self.ledger.claim(name, "test")
         if prices:
             await self.quote(name)
         await self.ledger.open_account(name, cash * 1_000_000, {}, "test")
+        await self.ledger.admit(name, self.epochs[name])
 
     async def quote(self, account: str = "main", btc: int = 100_000, eth: int = 4_000) -> None:
         """Reference prices one unit apart around these."""
         half = Decimal("0.5")
-        await self.ledger.set_references(account, [(BTC, btc - half, btc + half), (ETH, eth - half, eth + half)])
+        quotes = [Reference(BTC, btc - half, btc + half), Reference(ETH, eth - half, eth + half)]
+        await self.ledger.set_references(account, quotes)
 
     async def order(self, client_order_id: str, quantity: str, price: str, **changed: Any) -> Order:
         """Reserve a limit order; it must be accepted."""
