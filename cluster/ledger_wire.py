@@ -267,7 +267,7 @@ def memory_warning(used_bytes: int, allowed_bytes: int) -> str | None:
     if share < MEMORY_WARN_SHARE:
         return None
     level = "ALARM" if share >= MEMORY_ALARM_SHARE else "WARNING"
-    return f"{level}: {100 * share:.0f} % of {allowed_bytes // 2**20} MB used; at 100 % new orders are refused"
+    return f"{level}: {100 * share:.1f} % of {allowed_bytes // 2**20} MB used; at 100 % new orders are refused"
 
 
 # -- where the primary is ----------------------------------------------------------------------------------------------

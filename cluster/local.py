@@ -28,7 +28,8 @@ import httpx
 import psutil
 
 from cluster.api_keys import ALL_ACCOUNTS, SCOPES, create_key
-from cluster.ledger import Ledger, LedgerError, LedgerUnavailable
+from cluster.ledger import Ledger
+from cluster.ledger_wire import LedgerError, LedgerUnavailable, Wire, memory_warning
 from cluster.processes import (
     DeskError,
     Started,
@@ -201,7 +202,7 @@ def _settled(settings: Settings) -> Settings:
     scratch = scratch_dir(folder)
     if not recorded(folder):
         shutil.rmtree(scratch, ignore_errors=True)
-        simulated, embedded = settings.venue.kind == "simulator", settings.redis.host is None
+        simulated, embedded = settings.venue.kind == "simulator", settings.redis.embedded
         ports = {
             "serve": {
                 "http_port": choose_port(settings.serve.http_port, "serve.http_port"),
@@ -241,7 +242,7 @@ def _make_secrets(folder: Path) -> None:
 
 def _start_missing(settings: Settings, say: Say) -> None:
     folder = settings.state_dir
-    if settings.redis.host is None and not _alive(folder, "valkey"):
+    if settings.redis.embedded and not _alive(folder, "valkey"):
         say("starting Valkey (the ledger)")
         start_valkey(settings)
     simulated = settings.venue.kind == "simulator"
@@ -540,13 +541,21 @@ async def _status(settings: Settings) -> list[Part]:
 
 
 async def _ledger_part(settings: Settings) -> Part:
-    ledger = Ledger.connect(settings, load_secrets(settings))
+    wire = Wire.connect(settings, load_secrets(settings))
+    ledger = Ledger(wire)
     try:
         name, version = await ledger.server()
         used, allowed = await ledger.memory()
+        replication = await wire.replication()
     except (LedgerUnavailable, LedgerError) as error:
         return Part("ledger", False, str(error))
     finally:
         await ledger.close()
-    share = f", {100 * used / allowed:.1f} % of {allowed // 2**20} MB" if allowed else ""
-    return Part("ledger", True, f"{name} {version} on port {settings.redis.port}{share}")
+    detail = f"{name} {version} on port {replication.port}"
+    if allowed:
+        detail += f", {100 * used / allowed:.1f} % of {allowed // 2**20} MB"
+    if replication.wanted or replication.online:
+        detail += f", {replication.online} replicas online ({replication.wanted} must confirm a write)"
+    if warning := memory_warning(used, allowed):
+        detail += f", {warning}"
+    return Part("ledger", replication.online >= replication.wanted, detail)

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from cluster.exposures import limited_products, references_of
-from cluster.ledger import LedgerError, LedgerUnavailable
+from cluster.ledger_wire import LedgerError, LedgerUnavailable, memory_warning
 from conf.settings import SIMULATED
 from serve_apps.api_access import Desk, GuardedRoute, Reader, TheDesk
 from serve_apps.api_problems import problems
@@ -96,7 +96,7 @@ async def ready(desk: TheDesk) -> Readiness:
     """200 where orders can be taken: the ledger answers, execution is alive, every product has a fresh price.
 
     Otherwise 503 with code NOT_READY and the same parts. Ray's Jobs API is shown but not required: without it orders
-    go on and only new backtests wait.
+    go on and only new backtests wait. So is the ledger's memory, once 60 % of it are used.
     """
     parts = await parts_of(desk)
     missing = [part for part in parts if part.required and not part.healthy]
@@ -131,9 +131,8 @@ _PACKAGES: Final = {"desk": "top-tier-trading", "ray": "ray", "fastapi": "fastap
 
 async def parts_of(desk: Desk) -> list[Part]:
     """The parts, asked at once."""
-    return list(
-        await asyncio.gather(_ledger_part(desk), _execution_part(desk), _references_part(desk), _ray_part(desk))
-    )
+    asked = (_ledger_part(desk), _memory_part(desk), _execution_part(desk), _references_part(desk), _ray_part(desk))
+    return [part for part in await asyncio.gather(*asked) if part is not None]
 
 
 async def _ledger_part(desk: Desk) -> Part:
@@ -142,6 +141,17 @@ async def _ledger_part(desk: Desk) -> Part:
     except (LedgerUnavailable, LedgerError):
         return Part(name="ledger", healthy=False, required=True, detail="does not answer, or has no function library")
     return Part(name="ledger", healthy=True, required=True, detail="answers and has its function library")
+
+
+async def _memory_part(desk: Desk) -> Part | None:
+    """A warning while the ledger's memory runs out; it is not required, because orders are still taken."""
+    try:
+        warning = memory_warning(*await desk.ledger.memory())
+    except (LedgerUnavailable, LedgerError):
+        return None
+    if warning is None:
+        return None
+    return Part(name="ledger_memory", healthy=False, required=False, detail=warning)
 
 
 async def _execution_part(desk: Desk) -> Part:
