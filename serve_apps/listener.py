@@ -39,6 +39,8 @@ class Listener:
             proxy_headers=False,
             access_log=False,
             log_config=None,
+            # A line for every stranger's broken request is a way to fill the disk.
+            log_level="error",
             server_header=False,
             timeout_keep_alive=IDLE_TIMEOUT_S,
             timeout_graceful_shutdown=DRAIN_TIMEOUT_S,
@@ -125,6 +127,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self._in_message and not self._in_head:
             self._end_after(LINGER_S)
+
+    def send_400_response(self, msg: str) -> None:
+        """The bytes are no HTTP. Requests before them still get their answers, and no refusal in the place of one."""
+        own_body = self._in_message and not self._in_head and not self.pipeline
+        if self.cycle is None or self.cycle.response_complete or own_body:
+            super().send_400_response(msg)
+        else:
+            self.cycle.keep_alive = False
 
     def _await_rest(self) -> None:
         if self._in_head and self._size > HEAD_BYTES_MAX:
