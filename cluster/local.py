@@ -233,7 +233,7 @@ def _updated(settings: Settings, changes: dict[str, dict[str, Any]]) -> Settings
 
 def _make_secrets(folder: Path) -> None:
     if not (folder / SECRETS_FILE).exists():
-        made = {"redis_password": secrets.token_urlsafe(32), "api_key_pepper": secrets.token_urlsafe(32)}
+        made = {name: secrets.token_urlsafe(32) for name in ("redis_password", "api_key_pepper", "audit_key")}
         write_secrets(folder / SECRETS_FILE, made)
     token = folder / RAY_TOKEN_FILE
     if not token.exists():

@@ -160,6 +160,7 @@ class Secrets(_Section):
     redis_password: SecretStr | None = None
     sentinel_password: SecretStr | None = None
     api_key_pepper: SecretStr | None = None
+    audit_key: SecretStr | None = None
     coinbase_key_name: SecretStr | None = None
     coinbase_private_key: SecretStr | None = None
 
