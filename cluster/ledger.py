@@ -505,6 +505,14 @@ class Ledger:
         key = f"{account_base(account)}:audit"
         return list(await self._direct("XRANGE", key, start, "+", "COUNT", str(at_most)))
 
+    async def recent_audit(
+        self, account: str | None, before: str = "", at_most: int = 1000
+    ) -> list[tuple[str, dict[str, str]]]:
+        """Entries of the audit stream, newest first, from in front of the one with the stream id ``before``."""
+        start = f"({before}" if before else "+"
+        key = f"{account_base(account)}:audit"
+        return list(await self._direct("XREVRANGE", key, start, "-", "COUNT", str(at_most)))
+
     async def archived(self, account: str | None, through_seq: int, file: str, sha256: str, by: str = "archive") -> int:
         """Note in the audit that entries up to ``through_seq`` are in ``file``; returns the note's own number."""
         return int(await self._call("tt_archived", account, str(through_seq), file, sha256, by))

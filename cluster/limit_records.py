@@ -95,6 +95,17 @@ class ShownLimit:
     unit: str
 
 
+@dataclass(frozen=True, slots=True)
+class ShownChange:
+    """A limit before and after a change in people's words; None where there is none."""
+
+    scope: str
+    name: str
+    before: str | None
+    after: str | None
+    unit: str
+
+
 @cache
 def fields_of(kind: str) -> dict[str, LimitField]:
     """The limits of ``global``, ``account``, ``strategy``, ``product``, ``key`` or ``group``, by the file's names."""
@@ -214,6 +225,43 @@ def shown(scope: str, text: str, product: Product | None = None, currency: str =
         soft = None if limit.soft is None else _shown_value(field, limit.soft, product)
         rows.append(ShownLimit(scope, field.name, hard, soft, _shown_unit(field, product, currency)))
     return rows
+
+
+def shown_changes(
+    before: Mapping[str, str], after: Mapping[str, str | None], products: Mapping[str, Product]
+) -> list[ShownChange]:
+    """What differs where ``after`` replaces the records it names; None (or "") removes one."""
+    rows = []
+    for scope in sorted(after, key=_scope_order):
+        old, new = (_by_name(scope, records.get(scope) or "", products) for records in (before, after))
+        rows += [
+            ShownChange(scope, name, _levels(old.get(name)), _levels(new.get(name)), (new.get(name) or old[name]).unit)
+            for name in dict.fromkeys([*old, *new])
+            if _levels(old.get(name)) != _levels(new.get(name))
+        ]
+    return rows
+
+
+def _by_name(scope: str, text: str, products: Mapping[str, Product]) -> dict[str, ShownLimit]:
+    if scope == CALENDAR:
+        return {CALENDAR: ShownLimit(scope, CALENDAR, text, None, "")} if text else {}
+    return {row.name: row for row in shown(scope, text, products.get(scope.partition("|")[2]))}
+
+
+def _levels(row: ShownLimit | None) -> str | None:
+    return None if row is None else row.hard + (f", warns above {row.soft}" if row.soft is not None else "")
+
+
+def scope_records(limits: Mapping[str, str]) -> dict[str, str]:
+    """The records among the fields of a :limits hash, calendar included, in the order people read them."""
+    scopes = [scope for scope in limits if scope == CALENDAR or scope.partition("|")[0] in SCOPE_MODELS]
+    return {scope: limits[scope] for scope in sorted(scopes, key=_scope_order)}
+
+
+def _scope_order(scope: str) -> tuple[int, str]:
+    kind = scope.partition("|")[0]
+    order = [*SCOPE_MODELS, CALENDAR]
+    return (order.index(kind) if kind in order else len(order), scope)
 
 
 def _record(scope: str, model: BaseModel, product: Product | None) -> str:
