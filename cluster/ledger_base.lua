@@ -45,7 +45,7 @@ local function is_admitted(base, epoch)
 end
 
 local function text(n)
-  return string.format('%.0f', n)
+  return string.format('%d', n)
 end
 
 -- tonumber() takes "1e3" and " 7" too; the ledger never writes them, and prove() would find what they change.
@@ -120,9 +120,9 @@ local function value_down(lots, ticks, num, den)
   return scaled and (mul_div(scaled, ticks, den))
 end
 
--- a / b in parts per million, rounded up; "infinite" where b is not above 0.
+-- a / b in parts per million, rounded up; as much as can be counted where it is more, or b is not above 0.
 local function ppm_up(a, b)
-  return b > 0 and mul_div_up(math.max(a, 0), 1000000, b) or (a > 0 and INTEGER_MAX or 0)
+  return a <= 0 and 0 or b > 0 and mul_div_up(a, 1000000, b) or INTEGER_MAX
 end
 
 local function now_us()
@@ -176,29 +176,43 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- books: fields read together, changed in memory, written together
 
-local function read_book(key, names)
-  local raw, values = redis.call('HMGET', key, unpack(names)), {}
+-- name -> its place in a list of names; both belong together and are shared, so nobody may change them.
+local function indexed(names)
+  local index = {}
   for i = 1, #names do
-    values[names[i]] = raw[i]
+    index[names[i]] = i
   end
-  return { key = key, values = values, changed = {} }
+  return { names = names, index = index }
 end
 
+local function read_book(key, fields)
+  return { key = key, raw = redis.call('HMGET', key, unpack(fields.names)), index = fields.index, values = {}, changed = {} }
+end
+
+-- The field as it is now: a number once it has been used as one, else its text; false where there is none.
 local function value_of(book, name)
   local value = book.values[name]
   if value == nil then
-    value = redis.call('HGET', book.key, name)
+    local i = book.index[name]
+    if i then
+      value = book.raw[i]
+    else
+      value = redis.call('HGET', book.key, name)
+    end
     book.values[name] = value
   end
   return value
 end
 
 local function figure(book, name)
-  local value = value_of(book, name)
-  if not value then
-    return 0
+  local value = book.values[name]
+  if type(value) == 'number' then
+    return value
   end
-  return type(value) == 'number' and value or integer(value)
+  value = value_of(book, name)
+  local n = value and integer(value) or 0
+  book.values[name] = n
+  return n
 end
 
 local function put_value(book, name, value)
@@ -232,11 +246,12 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- a verb's context: one base, its book, what will be written with it
 
-local function begin(base, us, names)
-  names = names or {}
-  names[#names + 1] = 'seq'
-  names[#names + 1] = 'head'
-  return { base = base, us = us, book = read_book(base .. ':book', names), entries = {}, alerts = {}, states = {} }
+-- `fields`: an indexed() list of names the verb will need, seq and head among them; others are read when asked for.
+local CHAIN_FIELDS = indexed({ 'seq', 'head' })
+
+local function begin(base, us, fields)
+  local book = read_book(base .. ':book', fields or CHAIN_FIELDS)
+  return { base = base, us = us, book = book, entries = {}, alerts = {}, states = {} }
 end
 
 -- The desk's context beside an account's; opened when first needed.
@@ -392,7 +407,7 @@ local function today(book, f, day)
 end
 
 local function put_today(book, f, day, record)
-  put_value(book, f.day, string.format('%.0f %.0f %.0f %.0f %.0f %.0f', day, unpack(record)))
+  put_value(book, f.day, string.format('%d %d %d %d %d %d', day, unpack(record)))
 end
 
 -- How often something has happened in its window, this time included: "start_ms count".

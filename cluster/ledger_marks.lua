@@ -256,6 +256,9 @@ local function volatility(ref, before, record, now_ms)
   ref.volatile_until_ms = before.volatile_until_ms
   if now_ms - before.anchor_ms <= window then
     ref.anchor_mid2, ref.anchor_ms = before.anchor_mid2, before.anchor_ms
+  elseif now_ms - before.set_ms <= window then
+    -- A new window begins with the last price of the old one, or a move between the two would be none.
+    ref.anchor_mid2, ref.anchor_ms = before.bid + before.ask, before.set_ms
   end
   local moved = ppm_up(math.abs(mid2 - ref.anchor_mid2), ref.anchor_mid2)
   if moved > most then
@@ -267,9 +270,11 @@ local function volatility(ref, before, record, now_ms)
 end
 
 local function pack_reference(ref)
-  return string.format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', ref.bid, ref.ask, ref.set_ms, ref.num,
+  return string.format('%d %d %d %d %d %d %d %d %d %d', ref.bid, ref.ask, ref.set_ms, ref.num,
     ref.den, ref.bid_lots, ref.ask_lots, ref.anchor_mid2, ref.anchor_ms, ref.volatile_until_ms)
 end
+
+local MARK_NAMES = indexed({ 'seq', 'head', 'cash', 'a|value', 'a|gross', 'a|pnl', 'a|equity', 'a|peak', 'a|day' })
 
 -- ARGV: product, bid, ask, num, den, bid_lots, ask_lots … (integers; sizes 0 = not known). The age counts from this
 -- server's clock. A locked or crossed book is kept: it denies, and a crossed one halts the product.
@@ -284,7 +289,7 @@ local function set_reference(keys, args)
   if #quoted == 0 then
     return '0'
   end
-  local ctx = begin(base, now_us(), { 'cash', 'a|value', 'a|gross', 'a|pnl', 'a|equity', 'a|peak', 'a|day' })
+  local ctx = begin(base, now_us(), MARK_NAMES)
   local now_ms = math.floor(ctx.us / 1000)
   local mark = begin_mark(ctx, products)
   sound(base)
@@ -336,7 +341,7 @@ local function watch(keys, args)
     for _, scope in ipairs(redis.call('HKEYS', base .. ':limits')) do
       local product = scope:match('^product|(.+)$')
       local ref = product and references[product] and reference_in(references[product])
-      local age_ms = ref and now_ms - ref.set_ms or 0
+      local age_ms = ref and math.abs(now_ms - ref.set_ms) or 0
       if age_ms > most and latch(ctx, scope, 'HALTED', 'STALE_REFERENCE', text(age_ms), text(most),
         'the reference price has stayed too old') then
         causes[#causes + 1] = 'STALE_REFERENCE'
@@ -353,7 +358,7 @@ local function venue_errors(keys, args)
   if fenced(base, args[1]) then
     return { 'STALE_EPOCH' }
   end
-  local ctx = begin(base, now_us(), { 'a|venue_errors' })
+  local ctx = begin(base, now_us())
   sound(base)
   local record = limits_of(redis.call('HGET', base .. ':limits', 'account')) or NOTHING
   local start, count = counted(ctx.book, 'a|venue_errors', math.floor(ctx.us / 1000),

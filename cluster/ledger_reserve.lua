@@ -6,7 +6,7 @@
 local RECENT_KEPT = 15
 local RECENT_NEEDED = 5
 local LIMIT_SCOPE_FIELDS = { 'open_orders', 'buy_notional', 'sell_notional', 'day', 'tat' }
-local MARKED_FIELDS = { 'gross', 'value', 'pnl' }
+local MARKED_FIELDS = { 'gross', 'value' }
 
 -- Names of the book's fields that an order of this strategy, product and key looks at.
 local names_for = remembered(function(joined)
@@ -30,10 +30,10 @@ local names_for = remembered(function(joined)
   for _, name in ipairs(group ~= '' and { 'buy_notional', 'sell_notional', 'gross' } or {}) do
     names[#names + 1] = 'g|' .. group .. '|' .. name
   end
-  return names
+  return indexed(names)
 end)
 
-local DESK_NAMES = { 'open_orders', 'buy_notional', 'sell_notional', 'gross', 'value', 'pnl', 'day', 'tat' }
+local DESK_NAMES = indexed({ 'open_orders', 'buy_notional', 'sell_notional', 'gross', 'value', 'day', 'tat' })
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- what is found
@@ -144,6 +144,30 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- the rules
 
+-- Limits that no order is compared with, because they halt what has gone wrong: without them nothing may begin either.
+local HALTING = {
+  { 'desk', { 'max_daily_loss', 'max_drawdown_ppm' } },
+  { 'account', { 'max_daily_loss', 'max_drawdown_ppm', 'reference_halt_ms', 'max_venue_errors', 'venue_error_window_ms',
+    'max_rejects', 'reject_window_ms' } },
+  { 'of_strategy', { 'max_daily_loss', 'max_drawdown_ppm', 'capital', 'max_loss_streak', 'max_rejects',
+    'reject_window_ms' } },
+  { 'of_product', { 'max_daily_loss', 'volatility_ppm', 'volatility_window_ms', 'volatility_halt_ms' } },
+}
+
+local function check_halting(o)
+  for _, entry in ipairs(HALTING) do
+    local scope = o[entry[1]]
+    for _, name in ipairs(scope.limits and entry[2] or {}) do
+      if not scope.limits.hard[name] then
+        missing_limit(o, scope.label, name)
+      end
+    end
+  end
+  if o.limits.product then
+    word_of(o, o.limits.product, o.of_product.label, 'group')
+  end
+end
+
 local function check_allowed(o)
   for _, scope in ipairs({ o.desk, o.account, o.of_key }) do
     if not scope.limits then
@@ -153,7 +177,7 @@ local function check_allowed(o)
   local product, strategy = o.limits.product, o.limits.strategy
   if not product then
     deny(o, 'SYMBOL_NOT_ALLOWED', o.of_product.label, o.product, '', '', 'the account may not trade this product')
-  elseif word_of(o, product, o.of_product.label, 'restricted') == 'yes' then
+  elseif (word_of(o, product, o.of_product.label, 'restricted') or 'no') ~= 'no' then
     deny(o, 'SYMBOL_NOT_ALLOWED', o.of_product.label, 'restricted', '', '', 'the product is on the restricted list')
   end
   if not strategy then
@@ -175,7 +199,8 @@ local function room_to_reduce(o, book, f)
   if o.side == 'SELL' then
     return math.max(lots, 0), figure(book, f.sell_lots) + o.lots
   end
-  return math.max(-lots, 0), figure(book, f.buy_lots) + o.lots
+  -- 0 - lots, because -lots is -0 where nothing is held, and is written so.
+  return math.max(0 - lots, 0), figure(book, f.buy_lots) + o.lots
 end
 
 local function check_states(o)
@@ -218,12 +243,13 @@ end
 local function check_market(o)
   local scope, limits, ref = o.of_product.label, o.limits.product, o.ref
   local stale_ms = o.limits.account and needed(o, o.limits.account, 'account', 'reference_stale_ms')
+  o.stale_ms = stale_ms
   if not ref then
     deny(o, 'MISSING_REFERENCE', scope, '', '', '', 'no reference price is known for ' .. o.product)
     return false
   end
-  o.stale_ms = stale_ms
-  local age_ms = o.now_ms - ref.set_ms
+  -- A price from the future is no fresher: the clock was set back since it came in.
+  local age_ms = math.abs(o.now_ms - ref.set_ms)
   if stale_ms and age_ms > stale_ms then
     deny(o, 'STALE_REFERENCE', scope, text(age_ms), text(stale_ms), 'ms', 'the reference price is too old')
     return false
@@ -367,7 +393,7 @@ local function check_exposures(o, n)
   -- Exposure counts positions at their last marks; those must not be older than any other price may be.
   for _, held in ipairs(not o.reduces and o.held or {}) do
     local ref = held[2]
-    local age_ms = ref and o.now_ms - ref.set_ms
+    local age_ms = ref and math.abs(o.now_ms - ref.set_ms)
     if not age_ms or (o.stale_ms and age_ms > o.stale_ms) then
       deny(o, 'STALE_REFERENCE', 'product|' .. held[1], age_ms and text(age_ms) or '', text(o.stale_ms or 0), 'ms',
         'a held product has no fresh reference price')
@@ -379,8 +405,8 @@ end
 local function check_funds(o, ctx, n)
   local book = ctx.book
   local fee_ppm = o.limits.account and needed(o, o.limits.account, 'account', 'taker_fee_ppm')
-  if o.limits.strategy and word_of(o, o.limits.strategy, o.of_strategy.label, 'short') == 'denied' and o.side == 'SELL'
-    and o.strategy_wanted > o.strategy_room then
+  if o.limits.strategy and (word_of(o, o.limits.strategy, o.of_strategy.label, 'short') or 'allowed') ~= 'allowed'
+    and o.side == 'SELL' and o.strategy_wanted > o.strategy_room then
     deny(o, 'SHORT_NOT_ALLOWED', o.of_strategy.label, text(o.strategy_wanted), text(o.strategy_room), 'lots',
       'the strategy may sell only what it holds, open sells counted')
   end
@@ -404,9 +430,10 @@ end
 
 local function check_hours(o)
   local minute = minute_of_week(o.us, o.calendar)
-  for _, scope in ipairs({ o.of_strategy, o.of_product }) do
+  for _, entry in ipairs({ { o.of_strategy, o.strategy_reduces }, { o.of_product, o.reduces } }) do
+    local scope, reduces = entry[1], entry[2]
     local hours = scope.limits and word_of(o, scope.limits, scope.label, 'hours')
-    if hours and not o.reduces and not within_hours(hours, minute) then
+    if hours and not reduces and not within_hours(hours, minute) then
       deny(o, 'MARKET_CLOSED', scope.label, text(minute), hours, 'minutes', 'outside the hours of trading')
     end
   end
@@ -414,7 +441,7 @@ end
 
 local function check_self_trade(o, ctx)
   local account = o.limits.account
-  if not account or word_of(o, account, 'account', 'self_trade') ~= 'deny' then
+  if not account or (word_of(o, account, 'account', 'self_trade') or 'allow') == 'allow' then
     return
   end
   local other = ctx.base .. ':resting:' .. o.product .. (o.side == 'BUY' and ':SELL' or ':BUY')
@@ -436,7 +463,7 @@ local function check_duplicate(o, ctx)
   end
   o.duplicate_ms = window
   if window > 0 then
-    o.duplicate_key = ctx.base .. ':dup:' .. table.concat({ o.strategy, o.product, o.side, o.type, o.quantity, o.limit_price }, '|')
+    o.duplicate_key = ctx.base .. ':dup:' .. table.concat({ o.strategy, o.product, o.side, o.type, text(o.lots), o.ticks and text(o.ticks) or '' }, '|')
     local left = redis.call('PTTL', o.duplicate_key)
     if left > 0 then
       deny(o, 'DUPLICATE_ORDER', o.of_strategy.label, text(math.max(window - left, 0)), text(window), 'ms',
@@ -537,8 +564,8 @@ local function decide(o, base)
     o.passing = true
     return nil
   end
-  local ctx = begin(base, o.us, { unpack(names_for(o.strategy .. ' ' .. o.product .. ' ' .. o.by .. ' ' .. (o.group or ''))) })
-  ctx.desk = begin(DESK, o.us, { unpack(DESK_NAMES) })
+  local ctx = begin(base, o.us, names_for(o.strategy .. ' ' .. o.product .. ' ' .. o.by .. ' ' .. (o.group or '')))
+  ctx.desk = begin(DESK, o.us, DESK_NAMES)
   read_scopes(o, ctx)
   read_references(o, ctx)
   o.lots = positive(o.lots)
@@ -578,6 +605,7 @@ local function decide(o, base)
   check_duplicate(o, ctx)
   check_counts(o, ctx)
   rate_limits(o)
+  check_halting(o)
   if #o.denials == 0 then
     o.notional = n
     check_rates(o, ctx)
@@ -639,12 +667,12 @@ local function count_open(ctx, order, group, sign, lots, notional, orders)
 end
 
 local function remember_size(book, f, lots)
-  local sizes = words_of(value_of(book, f.recent))
-  if #sizes >= RECENT_KEPT then
-    table.remove(sizes, 1)
+  local sizes = value_of(book, f.recent)
+  if sizes then
+    local _, blanks = sizes:gsub(' ', ' ')
+    sizes = blanks >= RECENT_KEPT - 1 and sizes:match(' (.*)$') or sizes
   end
-  sizes[#sizes + 1] = text(lots)
-  put_value(book, f.recent, table.concat(sizes, ' '))
+  put_value(book, f.recent, sizes and sizes .. ' ' .. text(lots) or text(lots))
 end
 
 local function write_accepted(o, ctx)
