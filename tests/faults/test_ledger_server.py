@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,13 +14,13 @@ import psutil
 import pytest
 
 from cluster import local
-from cluster.ledger import Ledger, LedgerError, LedgerUnavailable
-from conf.settings import Settings
+from cluster.ledger import LedgerError, LedgerUnavailable
 from tests.books import ACCOUNT, BTC, Books, order
-from tests.faults.books_check import check_books
+from tests.faults.books_check import check_books, unproven
 from tests.faults.conftest import Report
 from tests.faults.desk_load import Load, entries, ledger_process
-from tests.servers import Server, redis_secrets
+from tests.faults.ledger_load import connected, opened
+from tests.servers import Server
 from tests.system.client import Desk, eventually
 
 DOWN_S: Final = 1.0
@@ -110,10 +110,10 @@ async def test_a_server_starts_on_a_file_cut_short_and_says_so(server: Server, r
     for cut in cuts:
         log.write_bytes(whole[: len(whole) - cut])
         told += _starts(server)
-        async with connected(server) as ledger:
+        async with connected(server.settings) as ledger:
             await ledger.install()
             stored = {number for number, name in enumerate(accepted) if await ledger.order(ACCOUNT, name)}
-            proven += not await ledger.verify(ACCOUNT)
+            proven += not await unproven(ledger, ACCOUNT)
         # What is left is what came first: nothing from the middle may be missing.
         assert stored == set(range(len(stored))), cut
         kept.append(len(stored))
@@ -151,7 +151,7 @@ async def test_a_server_refuses_a_file_damaged_in_the_middle(server: Server, rep
 @pytest.mark.fault("10", "the server SIGKILLed with 100,000 orders in its files", "lost 0, serving again in 3 s")
 async def test_a_server_with_many_orders_is_soon_back(tmp_path: Path, report: Report) -> None:
     with _valkey_with_room(tmp_path) as server:
-        async with connected(server, 60) as ledger:
+        async with connected(server.settings, 30) as ledger:
             books = await opened(ledger)
             accepted = await _many_orders(books, MANY_ORDERS)
             server.kill()
@@ -180,24 +180,6 @@ def _valkey_with_room(folder: Path) -> Iterator[Server]:
         yield server
 
 
-@asynccontextmanager
-async def connected(server: Server, timeout_s: float = 20.0) -> AsyncIterator[Ledger]:
-    """A ledger on a server of the test's own."""
-    patience = {"timeout_s": min(timeout_s, 30.0), "connect_timeout_s": min(timeout_s, 30.0)}
-    settings = Settings(state_dir=Path("/nowhere"), redis=server.settings.model_copy(update=patience))
-    ledger = Ledger.connect(settings, redis_secrets())
-    try:
-        yield ledger
-    finally:
-        await ledger.close()
-
-
-async def opened(ledger: Ledger) -> Books:
-    """An open account on an empty server."""
-    await ledger.install()
-    return await Books(ledger).open()
-
-
 async def _many_orders(books: Books, count: int, at_once: int = 250) -> set[str]:
     accepted = set()
     for start in range(0, count, at_once):
@@ -209,7 +191,7 @@ async def _many_orders(books: Books, count: int, at_once: int = 250) -> set[str]
 
 async def _orders_then_kill(server: Server, count: int) -> list[str]:
     names = [f"o-{number}" for number in range(count)]
-    async with connected(server) as ledger:
+    async with connected(server.settings) as ledger:
         books = await opened(ledger)
         for name in names:
             await books.accept(name)
@@ -243,7 +225,7 @@ def _starts(server: Server) -> bool:
 async def _until_it_answers(server: Server) -> float:
     begin_s = time.monotonic()
     while True:
-        async with connected(server) as ledger:
+        async with connected(server.settings) as ledger:
             try:
                 await ledger.server()
             except (LedgerUnavailable, LedgerError):
