@@ -42,6 +42,7 @@ from cluster.processes import (
     wait_until,
 )
 from conf.settings import (
+    API_KEY_VARIABLE,
     CONF_DIR,
     ROOT,
     RUNNING_FILE,
@@ -308,8 +309,10 @@ async def _prepare_ledger(settings: Settings) -> None:
     try:
         await ledger.install()
         path = settings.state_dir / API_KEY_FILE
-        known = path.exists() and path.read_text().split("_")[1] in await ledger.api_keys()
-        if not known and loaded.api_key_pepper is not None:
+        record = (await ledger.api_keys()).get(path.read_text().split("_")[1], {}) if path.exists() else {}
+        # One that was revoked, or made when there were fewer rights, is replaced.
+        usable = not record.get("revoked") and set(SCOPES) <= set(record.get("scopes", ()))
+        if not usable and loaded.api_key_pepper is not None:
             key = await create_key(ledger, loaded.api_key_pepper, "local desk", SCOPES, [ALL_ACCOUNTS])
             write_private(path, key.get_secret_value())
     except (LedgerUnavailable, LedgerError) as error:
@@ -385,7 +388,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     kept = {
         k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "DESK_")) and k != "PYTHONDONTWRITEBYTECODE"
     }
-    configured = {k: v for k, v in os.environ.items() if k.startswith("DESK_")}
+    configured = {k: v for k, v in os.environ.items() if k.startswith("DESK_") and k != API_KEY_VARIABLE}
     haproxy = scratch_dir(settings.state_dir) / "h"
     return {
         **kept,

@@ -25,6 +25,8 @@ CONF_DIR: Final = Path(__file__).resolve().parent
 RUNNING_FILE: Final = "desk.json"
 SECRETS_FILE: Final = "secrets.env"
 SIMULATED: Final = "SIMULATED"
+API_KEY_VARIABLE: Final = "DESK_API_KEY"
+"""The API key a person gives to the command line; no setting, and passed on to nobody."""
 
 _PLACEHOLDER: Final = re.compile(
     r"<.*>|change[-_ ]?me.*|your[-_ ].*|x{3,}|todo|example.*|placeholder.*|\.{3}", re.IGNORECASE
@@ -273,6 +275,12 @@ def load_secrets(settings: Settings) -> Secrets:
         raise SettingsError("secrets: unknown key " + ", ".join(str(e["loc"][0]) for e in error.errors())) from None
 
 
+def environment_api_key() -> SecretStr | None:
+    """The API key in the environment, where there is one."""
+    text = os.environ.get(API_KEY_VARIABLE, "").strip()
+    return SecretStr(text) if text else None
+
+
 def write_secrets(path: Path, values: Mapping[str, str]) -> None:
     """Write a secrets file that only its owner can read, in one step; line breaks in a value become ``\\n``."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -339,7 +347,8 @@ for _tag, _rule in (
 def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
     for name in environment:
         section = name.upper().removeprefix("DESK_").split("__")[0].lower()
-        if name.upper().startswith("DESK_") and section not in Settings.model_fields:
+        known = section in Settings.model_fields or name == API_KEY_VARIABLE
+        if name.upper().startswith("DESK_") and not known:
             raise SettingsError(f"{name}: not a setting (environment); see conf/settings.py")
 
 

@@ -15,9 +15,11 @@ from pydantic import SecretStr
 
 import conf.settings
 from conf.settings import (
+    API_KEY_VARIABLE,
     Secrets,
     Settings,
     SettingsError,
+    environment_api_key,
     load_secrets,
     load_settings,
     read_mapping,
@@ -99,6 +101,18 @@ def test_the_environment_names_profile_and_state_folder(state: Path, monkeypatch
     monkeypatch.setenv("DESK_STATE_DIR", str(state))
     settings = load_settings()
     assert (settings.profile, settings.state_dir) == ("live", state)
+
+
+def test_a_persons_api_key_in_the_environment_is_no_setting_and_not_shown(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(API_KEY_VARIABLE, " tt_key ")
+    key = environment_api_key()
+    assert key is not None
+    assert key.get_secret_value() == "tt_key"
+    assert "tt_key" not in f"{load_settings(state_dir=state)!r} {key!r}"
+    monkeypatch.setenv(API_KEY_VARIABLE, " ")
+    assert environment_api_key() is None
 
 
 def test_an_empty_variable_is_an_absent_one(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
