@@ -54,11 +54,11 @@ PROBLEM_SCHEMA: Final[dict[str, Any]] = {
 def problems(*statuses: int, **described: str) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of a route: these statuses answer with a problem document.
 
-    401, 408, 413, 415 and 503 can come from every guarded route and are added by themselves. ``described`` gives a
+    400, 401, 408, 413, 415 and 503 can come from every guarded route and are added by themselves. ``described`` gives a
     status other words, as in ``_409="the id is taken"``.
     """
     words = {int(name[1:]): text for name, text in described.items()}
-    wanted = sorted({401, 403, 408, 413, 415, 422, 500, 503, *statuses, *words})
+    wanted = sorted({400, 401, 403, 408, 413, 415, 422, 500, 503, *statuses, *words})
     return {status: _response(words.get(status, HTTPStatus(status).phrase)) for status in wanted}
 
 
