@@ -25,8 +25,9 @@ from cluster.exposure_figures import (
 )
 from cluster.ledger import Snapshot
 from cluster.limit_records import CALENDAR, Limit, LimitError, kind_of, parse_record, record_fields
+from conf.limits import ANY_KEY
+from strategies.model import TradingState
 
-ANY_KEY: Final = "*"
 SECONDS_PER_DAY: Final = 86_400
 _STRATEGY_LOTS: Final = "max_strategy_position_lots"
 
@@ -164,7 +165,7 @@ class _Books:
         numbers = ("open_orders", "buy_notional", "sell_notional", "gross", "value", "pnl")
         return {
             "scope": scope,
-            "state": self._state.get(scope),
+            "state": state if (state := self._state.get(scope)) in TradingState.__members__ else None,
             "cause": self._state.get(f"cause|{scope}") or None,
             "day": self.day(prefix),
             **{name: self.integer(prefix, name) for name in numbers},

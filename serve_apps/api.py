@@ -27,6 +27,7 @@ from serve_apps import (
     api_document,
     api_exposures,
     api_health,
+    api_pnl,
     api_problems,
     api_progress,
     api_research,
@@ -45,6 +46,7 @@ RFC 9457 problem document with a machine-readable `code`.
 _ROOMS: Final = (
     api_health,
     api_accounts,
+    api_pnl,
     api_exposures,
     api_risk,
     api_research,

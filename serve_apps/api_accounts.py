@@ -1,4 +1,4 @@
-"""Accounts: what they hold, what they have earned, and the proof of the books."""
+"""Accounts: what they hold and are worth, and the proof of the books."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import Field
 
-from cluster.api_keys import READ
-from cluster.exposures import AccountFigures, ProductFigures, figures
+from cluster import audit
+from cluster.api_keys import READ, ApiKey
+from cluster.audit_log import AuditMoved
+from cluster.exposure_figures import ProductFigures
+from cluster.exposures import figures
 from cluster.ledger import LedgerError, Snapshot
 from conf.settings import SIMULATED
 from serve_apps.api_access import Desk, GuardedRoute, Reader, TheDesk, account_snapshot
+from serve_apps.api_figures import currency_of, product_of
 from serve_apps.api_problems import problems
-from serve_apps.api_shapes import Decimals, Milliseconds, Nanoseconds, Shape, middle, money, money_or_none, quantity
-from serve_apps.problem import Problem
-from strategies.model import Product, units
+from serve_apps.api_shapes import Decimals, Milliseconds, Nanoseconds, Shape, money, money_or_none, quantity
+from strategies.model import Product, TradingState
 
 logger = logging.getLogger("ray.serve")
 
@@ -55,33 +58,11 @@ class AccountView(OfAccount):
     open_orders: int = Field(ge=0)
     fees: Decimals = Field(description="paid since the books were opened")
     equity: Decimals | None = Field(description="cash and the value of all positions; null without a price")
+    peak: Decimals = Field(description="the highest equity seen")
+    state: TradingState | None = Field(description="of the account itself; null: none is set, so orders are denied")
+    admitted: bool = Field(description="false: orders are refused (RECONCILING) until execution has asked the venue")
     prices_fresh: bool = Field(description="whether every held product has a price young enough to trade on")
     positions: list[PositionView] = Field(description="products held; none with quantity 0")
-
-
-class ProductPnl(Shape):
-    """What one product has earned, before fees unless said."""
-
-    product_id: str = Field(examples=["BTC-USD"])
-    position: Decimals
-    average_price: Decimals | None = Field(description="what the position cost a unit; null without a position")
-    realised: Decimals
-    unrealised: Decimals | None = Field(description="what closing at the middle would add; null without a price")
-    fees: Decimals
-    mid_price: Decimals | None
-    price_age_ms: Milliseconds | None
-    price_fresh: bool
-
-
-class Pnl(OfAccount):
-    """Profit and loss of an account since its books were opened."""
-
-    currency: str = Field(examples=["USD"])
-    products: list[ProductPnl]
-    realised: Decimals
-    unrealised: Decimals | None
-    fees: Decimals
-    net: Decimals | None = Field(description="realised and unrealised less fees")
 
 
 class DifferenceView(Shape):
@@ -93,12 +74,12 @@ class DifferenceView(Shape):
 
 
 class Verification(Shape):
-    """The proof of the books: reservations summed afresh, cash and positions replayed from the audit stream."""
+    """The proof of the books: reservations summed afresh, everything replayed from the audit log."""
 
     account: str = Field(examples=["main"])
     ok: bool
     differences: list[DifferenceView] = Field(description="none is the proof")
-    problem: str | None = Field(description="why the audit stream could not be replayed at all")
+    problem: str | None = Field(description="why the audit log could not be replayed at all")
 
 
 class Accounts(Shape):
@@ -110,10 +91,9 @@ class Accounts(Shape):
 @router.get("", responses=problems())
 async def list_accounts(desk: TheDesk, key: Reader) -> Accounts:
     """Every account the key covers."""
-    names = [name for name in await desk.ledger.accounts() if key.may(READ, name)]
+    _, snapshots = await covered(desk, key)
     products = await desk.ledger.products()
-    snapshots = await asyncio.gather(*(desk.ledger.snapshot(name) for name in names))
-    return Accounts(accounts=[_account(desk, *pair, products) for pair in zip(names, snapshots, strict=True)])
+    return Accounts(accounts=[_account(desk, name, one, products) for name, one in snapshots.items()])
 
 
 @router.get("/{account}", responses=problems(404))
@@ -123,33 +103,15 @@ async def show_account(desk: TheDesk, key: Reader, account: AccountName) -> Acco
     return _account(desk, account, snapshot, await desk.ledger.products())
 
 
-@router.get("/{account}/pnl", responses=problems(404))
-async def show_pnl(desk: TheDesk, key: Reader, account: AccountName) -> Pnl:
-    """Average price, realised and unrealised profit and fees by product, and their totals."""
-    snapshot = await account_snapshot(desk, key, account)
-    products = await desk.ledger.products()
-    found = figures(snapshot)
-    unrealised = found.unrealised
-    return Pnl(
-        **head(desk, account, snapshot),
-        currency=currency_of(found, products),
-        products=[_pnl(item, product_of(item.product_id, products)) for item in found.products],
-        realised=money(found.realised),
-        unrealised=money_or_none(unrealised),
-        fees=money(found.fees),
-        net=money_or_none(None if unrealised is None else found.realised + unrealised - found.fees),
-    )
-
-
 @router.get("/{account}/verify", responses=problems(404))
 async def verify(desk: TheDesk, key: Reader, account: AccountName) -> Verification:
     """Prove the books now: the same as `desk risk verify`. The answer is 200 also where they do not add up."""
     await account_snapshot(desk, key, account)
     try:
-        differences = await desk.ledger.verify(account)
-    except LedgerError as error:
+        differences = await audit.verify(desk.ledger, account, audit.audit_folder(desk.settings))
+    except (LedgerError, AuditMoved) as error:
         logger.error("books of %s: %s", account, error)  # noqa: TRY400 -- the text says it all
-        problem = "the audit stream cannot be replayed; an entry is missing or damaged"
+        problem = "the audit log cannot be replayed; an entry is missing or damaged, or entries keep being archived"
         return Verification(account=account, ok=False, differences=[], problem=problem)
     views = [DifferenceView(figure=d.what, booked=d.booked, computed=d.computed) for d in differences]
     return Verification(account=account, ok=not views, differences=views, problem=None)
@@ -157,6 +119,7 @@ async def verify(desk: TheDesk, key: Reader, account: AccountName) -> Verificati
 
 def _account(desk: Desk, account: str, snapshot: Snapshot, products: Mapping[str, Product]) -> AccountView:
     found = figures(snapshot)
+    held = [item for item in found.products if item.position.lots]
     return AccountView(
         **head(desk, account, snapshot),
         currency=currency_of(found, products),
@@ -165,65 +128,33 @@ def _account(desk: Desk, account: str, snapshot: Snapshot, products: Mapping[str
         free_cash=money_or_none(found.free),
         open_orders=found.open_orders,
         fees=money(found.fees),
-        equity=money_or_none(found.equity),
+        equity=money(found.equity) if found.cash is not None and found.priced else None,
+        peak=money(found.peak),
+        state=found.state,
+        admitted=snapshot.admitted,
         prices_fresh=found.prices_fresh,
-        positions=[_position(item, product_of(item.product_id, products)) for item in found.products if item.lots],
+        positions=[_position(item, product_of(item.product_id, products)) for item in held],
     )
-
-
-def product_of(product_id: str, products: Mapping[str, Product]) -> Product:
-    """The product as the venue describes it; 503 while execution has not published it."""
-    product = products.get(product_id)
-    if product is None:
-        raise Problem(503, "NOT_READY", f"product {product_id} is not known yet; execution publishes the products")
-    return product
 
 
 def _position(item: ProductFigures, product: Product) -> PositionView:
+    position = item.position
     return PositionView(
         product_id=item.product_id,
-        quantity=quantity(product, item.lots),
+        quantity=quantity(product, position.lots),
         currency=product.base_currency,
-        value=money_or_none(item.value),
-        price_age_ms=item.reference.age_ms if item.reference else None,
+        value=money(position.value) if position.priced else None,
+        price_age_ms=position.reference.age_ms if position.reference else None,
     )
+
+
+async def covered(desk: Desk, key: ApiKey) -> tuple[Snapshot, dict[str, Snapshot]]:
+    """The desk, and every account the key may read, by name; each at an instant of its own."""
+    names = [name for name in await desk.ledger.accounts() if key.may(READ, name)]
+    whole, *snapshots = await asyncio.gather(*(desk.ledger.snapshot(name) for name in (None, *names)))
+    return whole, dict(zip(names, snapshots, strict=True))
 
 
 def head(desk: Desk, account: str, snapshot: Snapshot) -> dict[str, Any]:
     """The fields of ``OfAccount``."""
     return {"account": account, "data_source": desk.settings.data_source, "as_of_ns": snapshot.now_ms * 1_000_000}
-
-
-def currency_of(found: AccountFigures, products: Mapping[str, Product]) -> str:
-    """The quote currency of the account's products: the ledger keeps one."""
-    known = [products[item.product_id].quote_currency for item in found.products if item.product_id in products]
-    return known[0] if known else "USD"
-
-
-def _pnl(item: ProductFigures, product: Product) -> ProductPnl:
-    return ProductPnl(
-        product_id=item.product_id,
-        position=quantity(product, item.lots),
-        average_price=_average_price(item, product),
-        realised=money(item.realised),
-        unrealised=money_or_none(item.unrealised),
-        fees=money(item.fees),
-        **price_of(item, product),
-    )
-
-
-def _average_price(item: ProductFigures, product: Product) -> str | None:
-    """What a unit of the position cost, to eight decimals: shown, never reckoned with."""
-    if not item.lots:
-        return None
-    text = f"{units(item.cost) / product.quantity(item.lots):.8f}"
-    return text.rstrip("0").rstrip(".")
-
-
-def price_of(item: ProductFigures, product: Product) -> dict[str, Any]:
-    """The fields every answer with a price has: the middle, its age and whether it may be traded on."""
-    reference = item.reference
-    if reference is None:
-        return {"mid_price": None, "price_age_ms": None, "price_fresh": False}
-    price = middle(product, reference.bid_ticks, reference.ask_ticks)
-    return {"mid_price": f"{price:f}", "price_age_ms": reference.age_ms, "price_fresh": reference.fresh}

@@ -34,6 +34,11 @@ def route_name(route: APIRoute) -> str:
     return route.name
 
 
+_NOT_NOW: Final = (
+    "nothing is recorded, repeat with the same id: RISK_UNAVAILABLE (the ledger does not answer), RECONCILING (the "
+    "account is being compared with the venue), STALE_EPOCH, CLOCK_SKEW"
+)
+
 # Routes of another application (serve_apps/orders.py): they are described here and never mounted.
 orders_router = APIRouter(prefix="/v1/orders", tags=["orders"], generate_unique_id_function=route_name)
 
@@ -41,6 +46,7 @@ _Trader = Annotated[ApiKey, Security(presented_key, scopes=[TRADE])]
 _Reader = Annotated[ApiKey, Security(presented_key, scopes=[READ])]
 _OrderId = Annotated[str, Path(description="the sender's own id", examples=["my-order-1"])]
 _Account = Annotated[str, Query(description="the account of the order", examples=["main"])]
+_SCOPES: Final = ["global", "account", "product|BTC-USD"]
 _ORDER_BODY: Final = {
     "requestBody": {
         "required": True,
@@ -63,6 +69,23 @@ _ORDER_BODY: Final = {
 }
 
 
+class DenialView(Shape):
+    """One rule an order broke, or (as a warning) one soft level it passed."""
+
+    code: str = Field(examples=["NOTIONAL_EXCEEDS_MAX"])
+    message: str
+    scope: str = Field(description="global, account, or strategy, product, key, group with a name", examples=_SCOPES)
+    value: str = Field(
+        description="what the order would have made of it: a decimal in `unit`, or a word", examples=["60000"]
+    )
+    limit: str = Field(description="what is allowed, of a warning the soft level", examples=["50000"])
+    unit: str = Field(
+        description="a currency, %, ms, minutes (of the week), orders, ratio (messages per fill); "
+        "prices are in the quote currency; empty: value and limit are words",
+        examples=["USD"],
+    )
+
+
 class OrderAccepted(Shape):
     """The order is reserved, audited and on its way to the venue."""
 
@@ -72,17 +95,28 @@ class OrderAccepted(Shape):
     status: Literal["RESERVED"]
     reserved_notional: Decimals
     reserved_cash: Decimals = Field(description="fees included; 0 for a sell")
+    warnings: list[DenialView] = Field(default=[], description="soft levels passed; left out where there are none")
 
 
-class DenialView(Shape):
-    """One rule an order broke."""
+class WouldBeAccepted(Shape):
+    """The order would be reserved, as things stand at this instant."""
 
-    code: str = Field(examples=["NOTIONAL_EXCEEDS_MAX"])
-    message: str
-    scope: str = Field(examples=["account", "product|BTC-USD"])
-    value: str = Field(description="what the order would have made of it", examples=["60000"])
-    limit: str = Field(examples=["50000"])
-    unit: str = Field(examples=["USD"])
+    client_order_id: str
+    account: str = Field(examples=["main"])
+    verdict: Literal["ACCEPTED"]
+    reserved_notional: Decimals
+    reserved_cash: Decimals = Field(description="fees included; 0 for a sell")
+    warnings: list[DenialView]
+
+
+class WouldBeDenied(Shape):
+    """The order would be denied: every rule it breaks."""
+
+    client_order_id: str
+    account: str = Field(examples=["main"])
+    verdict: Literal["DENIED"]
+    denials: list[DenialView] = Field(min_length=1)
+    warnings: list[DenialView]
 
 
 class OrderView(Shape):
@@ -101,6 +135,9 @@ class OrderView(Shape):
     venue_order_id: str | None
     reason: str | None = Field(description="why it ended, where that needs a word")
     denials: list[DenialView] = Field(default=[], description="of a denied order")
+    warnings: list[DenialView] = Field(default=[], description="soft levels an accepted order passed")
+    post_only: bool = False
+    reduce_only: bool = False
     reserved_notional: Decimals | None = None
     fees: Decimals | None = None
     filled_value: Decimals | None = None
@@ -125,11 +162,21 @@ class OrderCancel(Shape):
         400,
         _409="the id was used for another order (DUP_ID_DIFFERENT_BODY)",
         _422="denied; `denials` lists every rule broken, `code` is the first one's",
-        _429="denied for the order rate; the same id may come again after Retry-After",
+        _429="RATE_LIMIT or MSG_RATE: nothing is recorded, the same id may come again after Retry-After",
+        _503=_NOT_NOW,
     ),
 )
 async def submit_order(_: _Trader) -> OrderAccepted:
     """Decide on an order and reserve it. A repeat of an id gets the first answer (Idempotent-Replayed: true)."""
+    raise NotImplementedError
+
+
+@orders_router.post("/check", openapi_extra=_ORDER_BODY, responses=problems(400, _503=_NOT_NOW))
+async def check_order(_: _Trader) -> WouldBeAccepted | WouldBeDenied:
+    """What an order would be answered at this instant; nothing is reserved or recorded, and the id does not matter.
+
+    A denial is an answer to this question too, so its status is 200; rates are looked at and not used up.
+    """
     raise NotImplementedError
 
 

@@ -17,8 +17,11 @@ from serve_apps.api_access import Desk, GuardedRoute, Reader, TheDesk
 from serve_apps.api_problems import problems
 from serve_apps.api_shapes import Milliseconds, Shape
 from serve_apps.problem import Problem
+from strategies.model import TradingState
 
 HEARTBEAT_FRESH_MS: Final = 5_000
+ALERTS_COUNTED_MAX: Final = 1_000
+US_PER_DAY: Final = 86_400_000_000
 
 open_router = APIRouter(tags=["health"])
 router = APIRouter(prefix="/v1", tags=["health"], route_class=GuardedRoute)
@@ -64,6 +67,26 @@ class LedgerHealth(Shape):
     memory_share: float | None = Field(description="used share of the bound, 1.0 = full", examples=[0.012])
 
 
+class StandingHalt(Shape):
+    """A scope in which trading is not free."""
+
+    scope: str = Field(examples=["strategy|sma_cross"])
+    state: str = Field(examples=["REDUCING"])
+    cause: str | None = Field(description="the rule that tripped it; null: a person did", examples=["DAILY_LOSS"])
+
+
+class AccountHealth(Shape):
+    """Whether orders of an account (or of the desk, account null) are taken, and what has been noticed lately."""
+
+    account: str | None
+    admitted: bool = Field(
+        description="false: orders are refused (RECONCILING) until execution has asked the venue; of the desk: true"
+    )
+    halts: list[StandingHalt]
+    alerts: int = Field(ge=0, description=f"of the last day, soft and hard; at most {ALERTS_COUNTED_MAX} are counted")
+    hard_alerts: int = Field(ge=0, description="those for which something was halted")
+
+
 class VenueHealth(Shape):
     """The exchange orders go to."""
 
@@ -82,6 +105,7 @@ class Health(Shape):
     execution: dict[str, Any] | None = Field(description="the last heartbeat's figures; null: never seen")
     venue: VenueHealth
     references: list[ReferenceAge]
+    accounts: list[AccountHealth] | None = Field(description="the desk first; null: the ledger does not answer")
     versions: dict[str, str] = Field(examples=[{"desk": "0.1.0", "ray": "2.60.0", "python": "3.11.7"}])
 
 
@@ -93,7 +117,7 @@ async def alive() -> Alive:
 
 @open_router.get("/readyz", responses={503: problems()[503]})
 async def ready(desk: TheDesk) -> Readiness:
-    """200 where orders can be taken: the ledger answers, execution is alive, every product has a fresh price.
+    """200 where orders can be taken: the ledger answers and has been reconciled, execution is alive, prices are fresh.
 
     Otherwise 503 with code NOT_READY and the same parts. Ray's Jobs API is shown but not required: without it orders
     go on and only new backtests wait. So is the ledger's memory, once 60 % of it are used.
@@ -109,8 +133,8 @@ async def ready(desk: TheDesk) -> Readiness:
 @router.get("/health", responses=problems())
 async def health(desk: TheDesk, _: Reader) -> Health:
     """Every part in detail; the answer is 200 also where parts are unhealthy."""
-    parts, ledger, execution, references = await asyncio.gather(
-        parts_of(desk), _ledger(desk), _execution(desk), _references(desk)
+    parts, ledger, execution, references, accounts = await asyncio.gather(
+        parts_of(desk), _ledger(desk), _execution(desk), _references(desk), _accounts(desk)
     )
     venue = desk.settings.venue
     return Health(
@@ -121,6 +145,7 @@ async def health(desk: TheDesk, _: Reader) -> Health:
         execution=execution,
         venue=VenueHealth(kind=venue.kind, simulated=desk.settings.data_source == SIMULATED, host_port=venue.host_port),
         references=references or [],
+        accounts=accounts,
         versions={name: version(package) for name, package in _PACKAGES.items()}
         | {"python": platform.python_version()},
     )
@@ -131,7 +156,14 @@ _PACKAGES: Final = {"desk": "top-tier-trading", "ray": "ray", "fastapi": "fastap
 
 async def parts_of(desk: Desk) -> list[Part]:
     """The parts, asked at once."""
-    asked = (_ledger_part(desk), _memory_part(desk), _execution_part(desk), _references_part(desk), _ray_part(desk))
+    asked = (
+        _ledger_part(desk),
+        _memory_part(desk),
+        _admission_part(desk),
+        _execution_part(desk),
+        _references_part(desk),
+        _ray_part(desk),
+    )
     return [part for part in await asyncio.gather(*asked) if part is not None]
 
 
@@ -152,6 +184,21 @@ async def _memory_part(desk: Desk) -> Part | None:
     if warning is None:
         return None
     return Part(name="ledger_memory", healthy=False, required=False, detail=warning)
+
+
+async def _admission_part(desk: Desk) -> Part:
+    """A server that was restarted or promoted takes no orders until execution has compared its books with the venue."""
+    own = desk.settings.execution.account
+    try:
+        names = sorted({own, *await desk.ledger.accounts()})
+        snapshots = await asyncio.gather(*(desk.ledger.snapshot(name) for name in names))
+    except (LedgerUnavailable, LedgerError):
+        return Part(name="admission", healthy=False, required=True, detail="the ledger does not answer")
+    waiting = [name for name, snapshot in zip(names, snapshots, strict=True) if not snapshot.admitted]
+    if not waiting:
+        return Part(name="admission", healthy=True, required=True, detail="every account is reconciled with the venue")
+    detail = f"orders are refused (RECONCILING) for account {', '.join(waiting)}"
+    return Part(name="admission", healthy=own not in waiting, required=True, detail=detail)
 
 
 async def _execution_part(desk: Desk) -> Part:
@@ -213,3 +260,32 @@ async def _references(desk: Desk) -> list[ReferenceAge] | None:
         )
         for name in limited_products(snapshot)
     ]
+
+
+async def _accounts(desk: Desk) -> list[AccountHealth] | None:
+    """The desk and every account; None where the ledger does not answer."""
+    try:
+        names = [None, *await desk.ledger.accounts()]
+        return await asyncio.gather(*(_account(desk, name) for name in names))
+    except (LedgerUnavailable, LedgerError):
+        return None
+
+
+async def _account(desk: Desk, name: str | None) -> AccountHealth:
+    snapshot, newest = await asyncio.gather(
+        desk.ledger.snapshot(name), desk.ledger.alerts(name, at_most=ALERTS_COUNTED_MAX)
+    )
+    state = snapshot.desk_state if name is None else snapshot.state
+    since_us = snapshot.now_ms * 1_000 - US_PER_DAY
+    alerts = [alert for alert in newest if int(alert["us"]) > since_us]
+    return AccountHealth(
+        account=name,
+        admitted=name is None or snapshot.admitted,
+        halts=[
+            StandingHalt(scope=scope, state=text, cause=state.get(f"cause|{scope}") or None)
+            for scope, text in sorted(state.items())
+            if scope != "epoch" and not scope.startswith("cause|") and text != TradingState.ACTIVE
+        ],
+        alerts=len(alerts),
+        hard_alerts=sum(alert["level"] == "HARD" for alert in alerts),
+    )

@@ -38,6 +38,7 @@ LISTED_MAX: Final = 500
 QUERY_FIELDS_MAX: Final = 20
 # How the ledger begins the message of a refusal that concerns no order: this server may not decide at all now.
 _UNFIT: Final = ("RECONCILING", "STALE_EPOCH")
+_SILENT: Final = "the ledger does not answer"
 
 logger = logging.getLogger("ray.serve")
 
@@ -180,7 +181,8 @@ def _unavailable(error: LedgerUnavailable) -> Problem:
     for code in _UNFIT:
         if text.startswith(code):
             return Problem(503, code, f"{text}; nothing was recorded", headers={"retry-after": "1"})
-    return unavailable(text)
+    # What follows the colon may name hosts, and the caller need not even have shown a key.
+    return unavailable(text.partition(":")[0] if text.startswith(_SILENT) else text)
 
 
 def _order(key: ApiKey, body: bytes) -> Order:
@@ -189,7 +191,7 @@ def _order(key: ApiKey, body: bytes) -> Order:
         order = read_order(body)
     except InvalidOrder as error:
         raise Problem(400, "INVALID_ORDER", str(error), {"field": error.field, "rule": error.rule}) from None
-    if not key.may(TRADE, order.account):
+    if not key.may(TRADE, order.account, order.strategy):
         raise forbidden(TRADE, order.account)
     return order
 
