@@ -48,8 +48,16 @@ local function text(n)
   return string.format('%d', n)
 end
 
--- tonumber() takes "1e3" and " 7" too; the ledger never writes them, and prove() would find what they change.
 local function integer(s)
+  local n = type(s) == 'string' and s:match('^%-?%d+$') and tonumber(s)
+  if not n or n > INTEGER_MAX or n < -INTEGER_MAX then
+    error('not an integer of the ledger: ' .. tostring(s))
+  end
+  return n
+end
+
+-- The same of what only the ledger writes, at a third of the cost: tonumber() takes "1e3" and " 7" too.
+local function own_integer(s)
   local n = tonumber(s)
   if not n or n % 1 ~= 0 or n > INTEGER_MAX or n < -INTEGER_MAX then
     error('not an integer of the ledger: ' .. tostring(s))
@@ -65,39 +73,46 @@ local function positive(s)
   return n
 end
 
+-- a * b as a sum of two doubles, exactly (Dekker's product with Veltkamp's split: T. J. Dekker, "A floating-point
+-- technique for extending the available precision", 1971).
+local SPLIT = 134217729
+local function two_product(a, b)
+  local p = a * b
+  local c = SPLIT * a
+  local a_high = c - (c - a)
+  local a_low = a - a_high
+  c = SPLIT * b
+  local b_high = c - (c - b)
+  local b_low = b - b_high
+  return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
+end
+
 -- floor(a * b / d) and whether a rest was left, exact for 0 <= a, b and 0 < d all below 2^51; nil from 2^51 - 1 on.
--- Schoolbook division of a * b by d, with digits of a as large as keep every product below 2^53.
+-- The quotient of the rounded product is off by little; what is left of the exact one, below 2^53, says by how much.
 local function mul_div(a, b, d)
-  if a * b < EXACT_PRODUCT_MAX then
-    local rest = (a * b) % d
-    local quotient = (a * b - rest) / d
+  local p = a * b
+  if p < EXACT_PRODUCT_MAX then
+    local rest = p % d
+    local quotient = (p - rest) / d
     if quotient >= INTEGER_MAX then
       return nil
     end
     return quotient, rest > 0
   end
-  if a * b / d >= INTEGER_MAX then
+  if p / d >= INTEGER_MAX then
     return nil
   end
-  local base = 2
-  while base * 2 * d < EXACT_PRODUCT_MAX do
-    base = base * 2
+  local quotient = math.floor(p / d)
+  local low, back, back_low
+  p, low = two_product(a, b)
+  back, back_low = two_product(quotient, d)
+  local rest = (p - back) + (low - back_low)
+  local off = math.floor(rest / d)
+  quotient, rest = quotient + off, rest - off * d
+  if quotient >= INTEGER_MAX then
+    return nil
   end
-  local b_rest = b % d
-  local whole = a * ((b - b_rest) / d)
-  local digits, n = {}, a
-  while n > 0 do
-    local digit = n % base
-    digits[#digits + 1] = digit
-    n = (n - digit) / base
-  end
-  local quotient, rest = 0, 0
-  for i = #digits, 1, -1 do
-    local x = rest * base + digits[i] * b_rest
-    rest = x % d
-    quotient = quotient * base + (x - rest) / d
-  end
-  return whole + quotient, rest > 0
+  return quotient, rest > 0
 end
 
 local function mul_div_up(a, b, d)
@@ -210,7 +225,7 @@ local function figure(book, name)
     return value
   end
   value = value_of(book, name)
-  local n = value and integer(value) or 0
+  local n = value and own_integer(value) or 0
   book.values[name] = n
   return n
 end

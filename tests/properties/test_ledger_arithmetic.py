@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from strategies.model import LEDGER_INTEGER_MAX as MOST
 from tests.servers import PASSWORD, valkey
 
-SOURCE: Final = Path(__file__).resolve().parents[2] / "cluster" / "ledger.lua"
+SOURCE: Final = Path(__file__).resolve().parents[2] / "cluster" / "ledger_base.lua"
 PROBE: Final = """#!lua name=tt_probe
 local INTEGER_MAX = {most}
 local EXACT_PRODUCT_MAX = 4503599627370496
+local SPLIT = 134217729
 {functions}
 local function shown(n)
   return n and string.format('%.0f', n) or ''
@@ -47,10 +48,10 @@ Call = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
-    """Calls into a server that holds the functions as they stand in ledger.lua."""
+    """Calls into a server that holds the functions as they stand in ledger_base.lua."""
     with valkey(tmp_path_factory.mktemp("valkey")) as server:
         client = redis.Redis(host="127.0.0.1", port=server.port, password=PASSWORD, decode_responses=True)
-        names = ("integer", "mul_div", "mul_div_up", "value_up")
+        names = ("integer", "two_product", "mul_div", "mul_div_up", "value_up")
         functions = "\n".join(_function(SOURCE.read_text(), name) for name in names)
         client.function_load(PROBE.format(most=MOST, functions=functions))
 
