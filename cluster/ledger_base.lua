@@ -221,10 +221,11 @@ end
 
 local function figure(book, name)
   local value = book.values[name]
-  if type(value) == 'number' then
+  if value == nil then
+    value = value_of(book, name)
+  elseif type(value) == 'number' then
     return value
   end
-  value = value_of(book, name)
   local n = value and own_integer(value) or 0
   book.values[name] = n
   return n
@@ -352,6 +353,53 @@ end)
 local function limits_of(raw)
   return raw and limits_in(raw) or nil
 end
+
+-- What a scope's record must hold; what is missing denies every order the scope counts for.
+local OF_EVERY = { 'max_order_notional', 'max_open_orders', 'max_open_notional', 'order_interval_us', 'max_daily_orders',
+  'max_daily_turnover' }
+local OF_EXPOSED = { 'max_gross_exposure', 'max_net_exposure', 'max_daily_loss', 'max_drawdown_ppm' }
+local REQUIRED = {
+  global = { limits = { OF_EVERY, OF_EXPOSED }, numbers = { 'order_burst' }, words = {} },
+  account = {
+    limits = { OF_EVERY, OF_EXPOSED, { 'max_leverage_ppm', 'max_concentration_ppm', 'max_order_to_trade',
+      'message_interval_us', 'reference_halt_ms', 'max_clock_skew_ms', 'max_venue_errors', 'max_rejects' } },
+    numbers = { 'order_burst', 'message_burst', 'cancel_reserve', 'taker_fee_ppm', 'market_buffer_ppm',
+      'reference_stale_ms', 'duplicate_window_ms', 'venue_error_window_ms', 'reject_window_ms' },
+    words = { 'self_trade' },
+  },
+  strategy = {
+    limits = { OF_EVERY, OF_EXPOSED, { 'capital', 'max_order_to_trade', 'max_loss_streak', 'max_repeats', 'max_rejects' } },
+    numbers = { 'order_burst', 'repeat_window_ms', 'reject_window_ms', 'duplicate_window_ms' },
+    words = { 'short', 'hours', 'versions' },
+  },
+  product = {
+    limits = { OF_EVERY, { 'max_order_lots', 'max_position_lots', 'max_strategy_position_lots', 'max_gross_exposure',
+      'max_daily_loss', 'max_concentration_ppm', 'collar_ppm', 'max_spread_ppm', 'fat_finger_ppm', 'max_depth_ppm',
+      'volatility_ppm' } },
+    numbers = { 'order_burst', 'volatility_window_ms', 'volatility_halt_ms' },
+    words = { 'restricted', 'hours', 'group' },
+  },
+  key = { limits = { OF_EVERY }, numbers = { 'order_burst' }, words = {} },
+  group = { limits = { { 'max_gross_exposure' } }, numbers = {}, words = {} },
+}
+
+-- 'KIND record' -> the names that are missing, or, of those that must be numbers, unlimited.
+local missing_in = remembered(function(kind_and_record)
+  local kind, record = kind_and_record:match('^(%a+) (.*)$')
+  local parsed, required, missing = limits_in(record), REQUIRED[kind], {}
+  for _, names in ipairs(required.limits) do
+    for _, name in ipairs(names) do
+      missing[#missing + 1] = not parsed.hard[name] and name or nil
+    end
+  end
+  for _, name in ipairs(required.numbers) do
+    missing[#missing + 1] = (parsed.hard[name] or UNLIMITED) == UNLIMITED and name or nil
+  end
+  for _, name in ipairs(required.words) do
+    missing[#missing + 1] = not parsed.word[name] and name or nil
+  end
+  return missing
+end)
 
 -- "zone offset until offset until … offset" -> a list of {until second, offset}; the last one has no end.
 local calendar_in = remembered(function(record)

@@ -46,13 +46,11 @@ local function missing_limit(o, scope, name)
   deny(o, 'MISSING_LIMIT', scope, '', '', '', 'no limit ' .. name .. ' is set for ' .. scope)
 end
 
--- Compares with one limit. `value` nil: it cannot be computed, which has its own denial; that the limit is there is
--- looked at all the same.
+-- Compares with one limit. `value` nil or false: it cannot be computed, or does not matter; a limit that is missing has
+-- had its denial in check_limits().
 local function compare(o, record, scope, name, value, unit, code, message)
   local soft = record.soft[name]
-  if not soft then
-    missing_limit(o, scope, name)
-  elseif value and value > soft then
+  if value and soft and value > soft then
     local hard = record.hard[name]
     if value > hard then
       deny(o, code, scope, text(value), text(hard), unit, message)
@@ -63,23 +61,10 @@ local function compare(o, record, scope, name, value, unit, code, message)
   end
 end
 
--- A number without which nothing can be decided, so that "unlimited" is no answer.
-local function needed(o, record, scope, name)
-  local hard = record.hard[name]
-  if not hard or hard == UNLIMITED then
-    missing_limit(o, scope, name)
-    return nil
-  end
-  return hard
-end
-
--- A word that must be there: one of `known`, or anything where none are named.
-local function word_of(o, record, scope, name)
-  local word = record.word[name]
-  if not word then
-    missing_limit(o, scope, name)
-  end
-  return word
+-- A number that is there, and not unlimited; nil otherwise.
+local function number_of(record, name)
+  local hard = record and record.hard[name]
+  return hard ~= UNLIMITED and hard or nil
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -93,9 +78,12 @@ local function read_order(packed, us)
     us = us, now_ms = math.floor(us / 1000), warnings = {} }
 end
 
--- A scope an order counts for: how it is called, its book and field names, its limits (nil: it has none).
-local function scope_of(label, book, prefix, limits)
-  return { label = label, book = book, f = fields_of(prefix), limits = limits }
+-- A scope an order counts for: its kind, how it is called, its book and field names, its limits (nil: it has none), and
+-- what its open orders are worth.
+local function scope_of(kind, label, book, prefix, limits)
+  local f = fields_of(prefix)
+  local buys, sells = figure(book, f.buy_notional), figure(book, f.sell_notional)
+  return { kind = kind, label = label, book = book, f = f, limits = limits, buys = buys, sells = sells, open = buys + sells }
 end
 
 local function read_limits(o, base)
@@ -112,15 +100,15 @@ end
 
 local function read_scopes(o, ctx)
   local desk = ctx.desk.book
-  o.desk = scope_of('global', desk, '', o.limits.desk)
-  o.account = scope_of('account', ctx.book, 'a|', o.limits.account)
-  o.of_strategy = scope_of('strategy|' .. o.strategy, ctx.book, 's|' .. o.strategy .. '|', o.limits.strategy)
-  o.of_product = scope_of('product|' .. o.product, ctx.book, 'p|' .. o.product .. '|', o.limits.product)
-  o.of_key = scope_of('key|' .. o.by, ctx.book, 'k|' .. o.by .. '|', o.limits.key)
+  o.desk = scope_of('global', 'global', desk, '', o.limits.desk)
+  o.account = scope_of('account', 'account', ctx.book, 'a|', o.limits.account)
+  o.of_strategy = scope_of('strategy', 'strategy|' .. o.strategy, ctx.book, 's|' .. o.strategy .. '|', o.limits.strategy)
+  o.of_product = scope_of('product', 'product|' .. o.product, ctx.book, 'p|' .. o.product .. '|', o.limits.product)
+  o.of_key = scope_of('key', 'key|' .. o.by, ctx.book, 'k|' .. o.by .. '|', o.limits.key)
   o.scopes = { o.desk, o.account, o.of_strategy, o.of_product, o.of_key }
   o.sp = fields_of('sp|' .. o.strategy .. '|' .. o.product .. '|')
   if o.group then
-    o.of_group = scope_of('group|' .. o.group, ctx.book, 'g|' .. o.group .. '|', o.limits.group)
+    o.of_group = scope_of('group', 'group|' .. o.group, ctx.book, 'g|' .. o.group .. '|', o.limits.group)
   end
   o.day = day_number(o.us, o.calendar)
 end
@@ -144,52 +132,31 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- the rules
 
--- Limits that no order is compared with, because they halt what has gone wrong: without them nothing may begin either.
-local HALTING = {
-  { 'desk', { 'max_daily_loss', 'max_drawdown_ppm' } },
-  { 'account', { 'max_daily_loss', 'max_drawdown_ppm', 'reference_halt_ms', 'max_venue_errors', 'venue_error_window_ms',
-    'max_rejects', 'reject_window_ms' } },
-  { 'of_strategy', { 'max_daily_loss', 'max_drawdown_ppm', 'capital', 'max_loss_streak', 'max_rejects',
-    'reject_window_ms' } },
-  { 'of_product', { 'max_daily_loss', 'volatility_ppm', 'volatility_window_ms', 'volatility_halt_ms' } },
-}
-
-local function check_halting(o)
-  for _, entry in ipairs(HALTING) do
-    local scope = o[entry[1]]
-    for _, name in ipairs(scope.limits and entry[2] or {}) do
-      if not scope.limits.hard[name] then
-        missing_limit(o, scope.label, name)
-      end
+-- Every limit a scope must have, those too that no order is compared with because they halt what has gone wrong.
+local function check_limits(o, scope)
+  if scope.limits then
+    for _, name in ipairs(missing_in(scope.kind .. ' ' .. scope.limits.text)) do
+      missing_limit(o, scope.label, name)
     end
-  end
-  if o.limits.product then
-    word_of(o, o.limits.product, o.of_product.label, 'group')
+  elseif scope ~= o.of_strategy and scope ~= o.of_product then
+    deny(o, 'MISSING_LIMIT', scope.label, '', '', '', 'no limits are set for ' .. scope.label)
   end
 end
 
 local function check_allowed(o)
-  for _, scope in ipairs({ o.desk, o.account, o.of_key }) do
-    if not scope.limits then
-      deny(o, 'MISSING_LIMIT', scope.label, '', '', '', 'no limits are set for ' .. scope.label)
-    end
-  end
   local product, strategy = o.limits.product, o.limits.strategy
   if not product then
     deny(o, 'SYMBOL_NOT_ALLOWED', o.of_product.label, o.product, '', '', 'the account may not trade this product')
-  elseif (word_of(o, product, o.of_product.label, 'restricted') or 'no') ~= 'no' then
+  elseif (product.word.restricted or 'no') ~= 'no' then
     deny(o, 'SYMBOL_NOT_ALLOWED', o.of_product.label, 'restricted', '', '', 'the product is on the restricted list')
   end
   if not strategy then
     deny(o, 'STRATEGY_NOT_APPROVED', o.of_strategy.label, o.strategy, '', '', 'the account knows no such strategy')
   else
-    local versions = word_of(o, strategy, o.of_strategy.label, 'versions')
+    local versions = strategy.word.versions
     if versions and versions ~= 'any' and not (',' .. versions .. ','):find(',' .. o.version .. ',', 1, true) then
       deny(o, 'STRATEGY_NOT_APPROVED', o.of_strategy.label, o.version, versions, '', 'this version is not approved')
     end
-  end
-  if o.group and not o.limits.group then
-    deny(o, 'MISSING_LIMIT', 'group|' .. o.group, '', '', '', 'no limits are set for group|' .. o.group)
   end
 end
 
@@ -242,7 +209,7 @@ end
 -- A market that can be traded on. Returns whether the reference can be used for a valuation.
 local function check_market(o)
   local scope, limits, ref = o.of_product.label, o.limits.product, o.ref
-  local stale_ms = o.limits.account and needed(o, o.limits.account, 'account', 'reference_stale_ms')
+  local stale_ms = number_of(o.limits.account, 'reference_stale_ms')
   o.stale_ms = stale_ms
   if not ref then
     deny(o, 'MISSING_REFERENCE', scope, '', '', '', 'no reference price is known for ' .. o.product)
@@ -269,7 +236,7 @@ end
 
 -- The price the order is valued at, in ticks: the worst it can reasonably be executed at. nil where none is known.
 local function price_of(o)
-  local buffer = o.limits.account and needed(o, o.limits.account, 'account', 'market_buffer_ppm')
+  local buffer = number_of(o.limits.account, 'market_buffer_ppm')
   if o.side == 'SELL' then
     -- A sell with a limit below the market is executed at the market: valued at its limit it would pass as small.
     return math.max(o.ticks or 0, o.ref.bid)
@@ -330,8 +297,7 @@ end
 
 -- What every scope with limits compares. `n` nil: the order could not be valued.
 local function check_scope(o, scope, n)
-  local book, f, limits, label = scope.book, scope.f, scope.limits, scope.label
-  local open = figure(book, f.buy_notional) + figure(book, f.sell_notional)
+  local book, f, limits, label, open = scope.book, scope.f, scope.limits, scope.label, scope.open
   local day = today(book, f, o.day)
   scope.today = day
   compare(o, limits, label, 'max_order_notional', n, 'micros', 'NOTIONAL_EXCEEDS_MAX', 'order notional')
@@ -343,8 +309,7 @@ local function check_scope(o, scope, n)
 end
 
 local function check_gross(o, scope, n, reduces)
-  local open = figure(scope.book, scope.f.buy_notional) + figure(scope.book, scope.f.sell_notional)
-  local gross = n and figure(scope.book, scope.f.gross) + open + n
+  local gross = n and figure(scope.book, scope.f.gross) + scope.open + n
   compare(o, scope.limits, scope.label, 'max_gross_exposure', not reduces and gross, 'micros', 'MAX_GROSS',
     'gross exposure with open orders')
   if gross and gross > INTEGER_MAX then
@@ -357,9 +322,9 @@ local function check_net(o, scope, n, reduces)
   local value = figure(scope.book, scope.f.value)
   local net
   if n and o.side == 'BUY' then
-    net = value + figure(scope.book, scope.f.buy_notional) + n
+    net = value + scope.buys + n
   elseif n then
-    net = figure(scope.book, scope.f.sell_notional) + n - value
+    net = scope.sells + n - value
   end
   compare(o, scope.limits, scope.label, 'max_net_exposure', not reduces and net, 'micros', 'MAX_NET',
     'net exposure if every open order of this side were filled')
@@ -404,8 +369,8 @@ end
 -- Spot: a buy needs free cash for its worst value and fee, a sell needs free holdings.
 local function check_funds(o, ctx, n)
   local book = ctx.book
-  local fee_ppm = o.limits.account and needed(o, o.limits.account, 'account', 'taker_fee_ppm')
-  if o.limits.strategy and (word_of(o, o.limits.strategy, o.of_strategy.label, 'short') or 'allowed') ~= 'allowed'
+  local fee_ppm = number_of(o.limits.account, 'taker_fee_ppm')
+  if o.limits.strategy and (o.limits.strategy.word.short or 'allowed') ~= 'allowed'
     and o.side == 'SELL' and o.strategy_wanted > o.strategy_room then
     deny(o, 'SHORT_NOT_ALLOWED', o.of_strategy.label, text(o.strategy_wanted), text(o.strategy_room), 'lots',
       'the strategy may sell only what it holds, open sells counted')
@@ -432,7 +397,7 @@ local function check_hours(o)
   local minute = minute_of_week(o.us, o.calendar)
   for _, entry in ipairs({ { o.of_strategy, o.strategy_reduces }, { o.of_product, o.reduces } }) do
     local scope, reduces = entry[1], entry[2]
-    local hours = scope.limits and word_of(o, scope.limits, scope.label, 'hours')
+    local hours = scope.limits and scope.limits.word.hours
     if hours and not reduces and not within_hours(hours, minute) then
       deny(o, 'MARKET_CLOSED', scope.label, text(minute), hours, 'minutes', 'outside the hours of trading')
     end
@@ -441,7 +406,7 @@ end
 
 local function check_self_trade(o, ctx)
   local account = o.limits.account
-  if not account or (word_of(o, account, 'account', 'self_trade') or 'allow') == 'allow' then
+  if not account or (account.word.self_trade or 'allow') == 'allow' then
     return
   end
   local other = ctx.base .. ':resting:' .. o.product .. (o.side == 'BUY' and ':SELL' or ':BUY')
@@ -454,13 +419,8 @@ local function check_self_trade(o, ctx)
 end
 
 local function check_duplicate(o, ctx)
-  local window = 0
-  for _, scope in ipairs({ o.account, o.of_strategy }) do
-    if scope.limits then
-      local own = needed(o, scope.limits, scope.label, 'duplicate_window_ms')
-      window = math.max(window, own or 0)
-    end
-  end
+  local window = math.max(number_of(o.limits.account, 'duplicate_window_ms') or 0,
+    number_of(o.limits.strategy, 'duplicate_window_ms') or 0)
   o.duplicate_ms = window
   if window > 0 then
     o.duplicate_key = ctx.base .. ':dup:' .. table.concat({ o.strategy, o.product, o.side, o.type, text(o.lots), o.ticks and text(o.ticks) or '' }, '|')
@@ -483,19 +443,13 @@ local function check_counts(o, ctx)
         "today's messages for each fill")
     end
   end
-  local limits = o.limits.strategy
-  if limits then
-    local window = needed(o, limits, o.of_strategy.label, 'repeat_window_ms')
-    local most = limits.hard.max_repeats
-    if not most then
-      missing_limit(o, o.of_strategy.label, 'max_repeats')
-    elseif window and most < UNLIMITED then
-      o.repeat_start, o.repeats = counted(ctx.book, o.of_strategy.f.repeats, o.now_ms, window, 1)
-      if o.repeats > most then
-        o.repeated = true
-        deny(o, 'REPEAT_EXECUTION', o.of_strategy.label, text(o.repeats), text(most), 'orders',
-          'the strategy sends without a human; it is halted until one resumes it')
-      end
+  local most, window = number_of(o.limits.strategy, 'max_repeats'), number_of(o.limits.strategy, 'repeat_window_ms')
+  if most and window then
+    o.repeat_start, o.repeats = counted(ctx.book, o.of_strategy.f.repeats, o.now_ms, window, 1)
+    if o.repeats > most then
+      o.repeated = true
+      deny(o, 'REPEAT_EXECUTION', o.of_strategy.label, text(o.repeats), text(most), 'orders',
+        'the strategy sends without a human; it is halted until one resumes it')
     end
   end
 end
@@ -513,23 +467,6 @@ local function check_rate(o, book, name, label, interval, burst, kept, code)
       'too many; the value is the time until one is taken again')
   end
   return arrival + interval
-end
-
-local function rate_limits(o)
-  for _, scope in ipairs(o.scopes) do
-    if scope.limits then
-      for _, name in ipairs({ 'order_interval_us', 'order_burst' }) do
-        if not scope.limits.hard[name] then
-          missing_limit(o, scope.label, name)
-        end
-      end
-    end
-  end
-  for _, name in ipairs({ 'message_interval_us', 'message_burst', 'cancel_reserve' }) do
-    if o.limits.account and not o.limits.account.hard[name] then
-      missing_limit(o, 'account', name)
-    end
-  end
 end
 
 local function check_rates(o, ctx)
@@ -550,8 +487,6 @@ local function skewed(o)
   if most and skew > most then
     deny(o, 'CLOCK_SKEW', 'account', text(skew), text(most), 'ms', "the caller's clock and the ledger's differ too much")
     return true
-  elseif account and not most then
-    missing_limit(o, 'account', 'max_clock_skew_ms')
   end
   return false
 end
@@ -575,6 +510,12 @@ local function decide(o, base)
   o.strategy_room, o.strategy_wanted = room_to_reduce(o, ctx.book, o.sp)
   o.reduces, o.strategy_reduces = o.wanted <= o.room, o.strategy_wanted <= o.strategy_room
 
+  for _, scope in ipairs(o.scopes) do
+    check_limits(o, scope)
+  end
+  if o.of_group then
+    check_limits(o, o.of_group)
+  end
   check_allowed(o)
   check_states(o)
   if not value_of(ctx.book, 'cash') then
@@ -604,8 +545,6 @@ local function decide(o, base)
   check_self_trade(o, ctx)
   check_duplicate(o, ctx)
   check_counts(o, ctx)
-  rate_limits(o)
-  check_halting(o)
   if #o.denials == 0 then
     o.notional = n
     check_rates(o, ctx)
