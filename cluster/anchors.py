@@ -199,13 +199,10 @@ class Anchors:
             check, digest, entry = ChainCheck(last.seq, last.chain), hashlib.sha256(), ""
             try:
                 async for page in log.pages(last.seq, head.seq):
-                    for row in page:
-                        if isinstance(row, Finding):
-                            check.note(row)
-                            continue
-                        check.take(row)
-                        digest.update(canonical(row))
-                        entry = row.stream_id
+                    check.take_all(page)
+                    rows = [row for row in page if isinstance(row, Row)]
+                    digest.update(b"".join(canonical(row) for row in rows))
+                    entry = rows[-1].stream_id if rows else entry
             except AuditMoved:
                 continue
             findings = check.finish() + _ends_at(check, head)
@@ -338,8 +335,7 @@ async def _check_last(log: AuditLog, anchor: Anchor) -> list[Finding]:
             return [_differs(anchor, row)]
     check = ChainCheck(anchor.seq, anchor.chain)
     async for page in log.pages(anchor.seq, head.seq):
-        for row in page:
-            check.note(row) if isinstance(row, Finding) else check.take(row)
+        check.take_all(page)
     return check.finish() + _ends_at(check, head)
 
 
@@ -349,19 +345,18 @@ async def _check_all(log: AuditLog, anchors: list[Anchor]) -> list[Finding]:
     findings: list[Finding] = []
     # A line that begins anew stands for nothing that came before it.
     waiting = [anchor for anchor in anchors if not anchor.reset]
-    digest, row, after = hashlib.sha256(), None, 0
+    digest, after = hashlib.sha256(), 0
     async for page in log.pages(0, waiting[-1].seq if waiting else 0):
         for row in page:
-            if isinstance(row, Finding) or row.problem or not waiting:
+            if isinstance(row, Finding) or row.problem:
                 continue
             digest.update(canonical(row))
             while waiting and row.seq >= waiting[0].seq:
                 anchor = waiting.pop(0)
-                same = anchor.after != after or digest.hexdigest() == anchor.rows
                 if (row.seq, row.chain) != (anchor.seq, anchor.chain):
                     findings.append(_differs(anchor, row))
-                elif not same:
-                    what = f"entries {anchor.after + 1} to {anchor.seq} of SHA-256 {anchor.rows}"
+                elif anchor.after == after and digest.hexdigest() != anchor.rows:
+                    what = f"entries {after + 1} to {anchor.seq} of SHA-256 {anchor.rows}"
                     findings.append(Finding("anchor", anchor.seq, what, digest.hexdigest(), anchor.entry))
                 digest, after = hashlib.sha256(), anchor.seq
     if waiting:

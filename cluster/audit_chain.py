@@ -39,6 +39,10 @@ class Row(msgspec.Struct, frozen=True):
     row: int = 0
     problem: str = ""
 
+    def from_stream(self) -> Row:
+        """The same entry without the place it has in a file."""
+        return msgspec.structs.replace(self, file="", row=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -129,10 +133,13 @@ class ChainCheck:
         else:
             self._suspect(row)
 
-    def take_all(self, rows: Iterable[Row]) -> None:
-        """The next rows."""
+    def take_all(self, rows: Iterable[Row | Finding]) -> None:
+        """The next rows; a finding stands for some that could not be read."""
         for row in rows:
-            self.take(row)
+            if isinstance(row, Finding):
+                self.note(row)
+            else:
+                self.take(row)
 
     def finish(self) -> list[Finding]:
         """The rows are at their end: everything that was found, in the order of the rows."""

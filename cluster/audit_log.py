@@ -55,7 +55,7 @@ class AuditLog:
 
     async def first_in_stream(self) -> Row | None:
         """The oldest entry the stream still has."""
-        page = await self._page("0", 1)
+        page = await self.page("", 1)
         return page[0] if page else None
 
     async def pages(self, after: int = 0, through: int | None = None) -> AsyncIterator[Sequence[Row | Finding]]:
@@ -64,11 +64,11 @@ class AuditLog:
         Raises ``AuditMoved`` at the end where entries left the stream meanwhile, so that some may be missing.
         """
         first = await self.first_in_stream()
-        limit = first.seq - 1 if first else None
+        limits = [seq for seq in (through, _limit(first)) if seq is not None]
         for file in self.needed(after, first):
             for group in self.archive.groups(file) if self.archive else ():
                 await asyncio.sleep(0)
-                yield [group] if isinstance(group, Finding) else _between(group, after, limit)
+                yield [group] if isinstance(group, Finding) else _between(group, after, min(limits, default=None))
         async for page in self._stream(await self._start(after, first)):
             yield _between(page, after, through)
             if through is not None and page and page[-1].seq >= through:
@@ -80,12 +80,12 @@ class AuditLog:
     def needed(self, after: int, first_in_stream: Row | None) -> list[ArchiveFile]:
         """The files with entries after ``after`` that the stream no longer has."""
         files = self.archive.files() if self.archive else []
-        limit = first_in_stream.seq if first_in_stream else None
-        return [file for file in files if file.last > after and (limit is None or file.first < limit)]
+        limit = _limit(first_in_stream)
+        return [file for file in files if file.last > after and (limit is None or file.first <= limit)]
 
     async def _stream(self, after_id: str) -> AsyncIterator[list[Row]]:
         while True:
-            page = await self._page(after_id, PAGE_ROWS)
+            page = await self.page(after_id)
             yield page
             if len(page) < PAGE_ROWS:
                 return
@@ -94,11 +94,11 @@ class AuditLog:
     async def _start(self, after: int, first: Row | None) -> str:
         """A stream id with no entry after ``after`` before it: found by halving the time, as ids begin with theirs."""
         if first is None or first.problem or after < first.seq + PAGE_ROWS:
-            return "0"
+            return ""
         low, high = int(first.stream_id.partition("-")[0]), time.time_ns() // 1_000_000 + CLOCK_SLACK_MS
         while high - low > 1:
             middle = (low + high) // 2
-            page = await self._page(f"{middle}-0", 1)
+            page = await self.page(f"{middle}-0", 1)
             if page and not page[0].problem and page[0].seq <= after:
                 low = middle
             else:
@@ -115,7 +115,7 @@ class AuditLog:
 
     async def find(self, seq: int, stream_id: str) -> Row | None:
         """The entry of this number: in the stream at ``stream_id``, else in the archive."""
-        page = await self._page(_just_before(stream_id), 1)
+        page = await self.page(_just_before(stream_id), 1)
         if page and page[0].stream_id == stream_id:
             return page[0]
         for file in self.archive.files() if self.archive else ():
@@ -127,9 +127,15 @@ class AuditLog:
                     return found
         return None
 
-    async def _page(self, after_id: str, at_most: int) -> list[Row]:
+    async def page(self, after_id: str = "", at_most: int = PAGE_ROWS) -> list[Row]:
+        """Entries of the stream from behind ``after_id`` ("" = from its beginning)."""
         found = await self._ledger.audit_entries(self.account, after_id, at_most)
         return [row_of(stream_id, fields) for stream_id, fields in found]
+
+
+def _limit(first_in_stream: Row | None) -> int | None:
+    """The last entry that only the archive can have; None where the stream does not say."""
+    return None if first_in_stream is None or first_in_stream.problem else first_in_stream.seq - 1
 
 
 def _between(rows: Sequence[Row], after: int, through: int | None) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -467,6 +468,17 @@ class Replay:
                 resting = found.setdefault(f":resting:{order.product}:{order.side}", {})
                 resting[order.id] = order.request[11]
         return {suffix: fields for suffix, fields in found.items() if fields}
+
+
+def rebuild_desk(logs: Mapping[str | None, Iterable[Row]]) -> dict[str | None, dict[str, dict[str, str]]]:
+    """The keys of the desk (None) and of all its accounts, from all their entries in the order of their times."""
+    own = Replay(None)
+    replays = {account: own if account is None else Replay(account, own.book) for account in logs}
+    named = [[(account, row) for row in rows] for account, rows in logs.items()]
+    for account, row in heapq.merge(*named, key=lambda entry: entry[1].us):
+        replays[account].apply(row)
+    now_us = max(replay.us for replay in replays.values())
+    return {account: replay.keys(now_us) for account, replay in replays.items()}
 
 
 def rebuild(entries: Iterable[Row], account: str | None = "") -> dict[str, dict[str, str]]:
