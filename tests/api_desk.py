@@ -174,3 +174,9 @@ def only(rows: Sequence[Mapping[str, Any]], **wanted: object) -> Mapping[str, An
     """The one row with these fields."""
     (found,) = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     return found
+
+
+async def forget_admissions(desk: ApiDesk) -> None:
+    """As a restarted or promoted server: the data is there, but it may take no order until it was reconciled."""
+    await desk.ledger._direct("FUNCTION", "DELETE", "tt_ledger")
+    await desk.ledger.install()
