@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from ray import serve
 
+from cluster.anchors import AnchorError, Anchors, BooksLost
+from cluster.audit_log import AuditMoved
 from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, OutboxEntry, Reference, StaleEpoch
 from cluster.limit_records import account_records, calendar_record, desk_records
 from cluster.venue import (
@@ -49,6 +51,9 @@ CONSUMER: Final = "execution"
 SENDING_AT_ONCE: Final = 16
 OUTBOX_WAIT_MS: Final = 500
 START_BACKOFF_S: Final = 1.0
+# Lost books stay lost until somebody decides what to do; asking more often would only fill the log.
+LOST_BACKOFF_S: Final = 10.0
+ANCHOR_INTERVAL_S: Final = 60.0
 # A request that was sent may still be on its way to the venue; only after this long does "not found" mean "never came".
 SETTLED_S: Final = 15.0
 # Fills are read from a little before the newest one known, because the venue may list them late and out of order.
@@ -62,9 +67,12 @@ logger = logging.getLogger("ray.serve")
 class Execution:
     """Carries one account's orders to the venue and brings back what became of them."""
 
-    def __init__(self, ledger: Ledger, venue: Venue, limits: LimitsFile, settings: ExecutionSettings) -> None:
+    def __init__(
+        self, ledger: Ledger, venue: Venue, limits: LimitsFile, settings: ExecutionSettings, anchors: Anchors
+    ) -> None:
         """Work for ``settings.account``, which is one of ``limits``."""
         self._ledger = ledger
+        self._anchors = anchors
         self._venue = venue
         self._file = limits
         self._limits = limits.accounts[settings.account]
@@ -89,11 +97,17 @@ class Execution:
             group.create_task(self._every(self._settings.reference_interval_s, self._beat))
             group.create_task(self._every(self._settings.reference_interval_s, self._watch))
             group.create_task(self._every(self._settings.reconcile_interval_s, self._reconcile_again))
+            group.create_task(self._every(ANCHOR_INTERVAL_S, self._anchor))
             group.create_task(self._work_outbox())
             group.create_task(self._follow_orders())
 
     async def _start(self) -> None:
-        """Products, limits, opening balances, prices; then reconcile, and only then take orders."""
+        """Products, limits, opening balances, prices; then reconcile, and only then take orders.
+
+        Raises ``BooksLost`` where the ledger has forgotten what it once knew: nobody may trade on what is left.
+        """
+        for account in (None, self._account):
+            await self._anchors.require(self._ledger, account)
         self._epoch = await self._ledger.claim(self._account, "execution")
         products = await asyncio.to_thread(self._venue.products)
         self._products = {product.product_id: product for product in products}
@@ -106,7 +120,13 @@ class Execution:
         for entry in await self._ledger.outbox_read(self._account, CONSUMER, "0", 10_000):
             await self._carry(entry)
         await self._ledger.admit(self._account, self._epoch)
+        await self._anchor()
         await self._beat()
+
+    async def _anchor(self) -> None:
+        """Note outside the server, signed, how far the audit has come."""
+        for account in (None, self._account):
+            await self._anchors.write(self._ledger, account)
 
     async def _set_limits(self) -> None:
         """Limits of the file, where the file has changed since: what is looser then waits for a second person."""
@@ -373,7 +393,10 @@ async def supervise(make: Callable[[], Execution]) -> None:
             await make().run()
         except* StaleEpoch:
             raise
-        except* (LedgerUnavailable, LedgerError, VenueError):
+        except* (BooksLost, AnchorError) as group:
+            logger.error("nothing is executed: %s", "; ".join(map(str, group.exceptions)))  # noqa: TRY400
+            await asyncio.sleep(LOST_BACKOFF_S)
+        except* (LedgerUnavailable, LedgerError, VenueError, AuditMoved):
             logger.exception("execution starts anew")
         await asyncio.sleep(START_BACKOFF_S)
 
@@ -392,10 +415,12 @@ class ExecutionService:
             raise RuntimeError(f"execution.account: {account} has no limits in {settings.limits_file}")
         self._ledger = Ledger.connect(settings, secrets)
 
+        anchors = Anchors.of(settings, secrets)
+
         def make() -> Execution:
             # The simulator's key may come after us, so the venue is made anew with each attempt.
             venue = Venue(configured_endpoint(settings, secrets))
-            return Execution(self._ledger, venue, limits, settings.execution)
+            return Execution(self._ledger, venue, limits, settings.execution, anchors)
 
         self._task: asyncio.Task[Any] | None = None
         self._make = make

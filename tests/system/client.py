@@ -14,10 +14,13 @@ import httpx
 import psutil
 
 from cluster import local
-from cluster.ledger import Ledger
+from cluster.anchors import audit_folder
+from cluster.audit import verify
+from cluster.ledger import Difference, Ledger
 from cluster.venue import Venue
 from cluster.venue_endpoint import configured_endpoint
 from conf.settings import Settings, load_secrets
+from strategies.model import TradingState
 
 T = TypeVar("T")
 TERMINAL = {"FILLED", "CANCELLED", "REJECTED", "EXPIRED", "DENIED"}
@@ -108,6 +111,30 @@ class Desk:
         for client_order_id in open_ids():
             self.http.delete(f"/v1/orders/{client_order_id}", params={"account": "main"})
         eventually(lambda: not open_ids(), 60, f"no open order of {strategy}")
+
+    def differences(self) -> list[Difference]:
+        """Figures of the books, of the account and of the desk, that do not add up."""
+
+        async def proved(ledger: Ledger) -> list[Difference]:
+            folder = audit_folder(self.settings)
+            return [d for account in ("main", None) for d in await verify(ledger, account, folder)]
+
+        return self.ledger(proved)
+
+    def halt(self, scope: str, state: TradingState = TradingState.HALTED) -> None:
+        """Make a scope as strict as this; ``global`` is the desk's."""
+        account = None if scope == "global" else "main"
+        self.ledger(lambda ledger: ledger.tighten(account, scope, state, "test", "a test"))
+
+    def resume(self, scope: str) -> None:
+        """Two people let trading go on."""
+        account = None if scope == "global" else "main"
+
+        async def agreed(ledger: Ledger) -> str:
+            asked = await ledger.propose_resume(account, scope, "test", "first person", "the test is over")
+            return (await ledger.approve(account, asked.id, asked.digest, "test", "second person")).outcome
+
+        assert self.ledger(agreed) == "APPLIED"
 
     def ledger(self, work: Callable[[Ledger], Awaitable[T]]) -> T:
         """Run ``work`` on the desk's ledger."""

@@ -10,37 +10,30 @@ import yaml
 
 from cluster import local
 from conf.settings import ServeSettings, Settings, load_settings
+from tests.limit_samples import ACCOUNT, GLOBAL, GROUP, KEY, PRODUCT, STRATEGY
 from tests.system.client import Desk
 
-_STRATEGY = {
-    "max_order_notional": "unlimited",
-    "max_gross_exposure": "unlimited",
-    "max_open_orders": "unlimited",
-    "order_rate_per_s": "unlimited",
-    "order_burst": 1,
-}
-_PRODUCT = {"max_order_notional": 100_000, "max_position": 100, "max_open_orders": "unlimited"}
+_PRODUCT = PRODUCT | {"max_order_notional": 100_000, "max_position": 100, "group": "majors"}
 LIMITS = {
+    "calendar_zone": "UTC",
+    "global": GLOBAL,
     "accounts": {
-        "main": {
+        "main": ACCOUNT
+        | {
             "max_order_notional": 100_000,
-            "max_gross_exposure": "unlimited",
-            "max_open_orders": "unlimited",
-            "order_rate_per_s": "unlimited",
-            "order_burst": 1,
-            "taker_fee_bps": 60,
-            "market_buffer_bps": 100,
-            "reference_stale_ms": 20_000,
+            "self_trade": "deny",
             "products": {"BTC-USD": _PRODUCT, "ETH-USD": {**_PRODUCT, "max_position": 10_000}},
             "strategies": {
-                "manual": _STRATEGY,
-                "race": {**_STRATEGY, "max_open_orders": 100},
-                "gross": {**_STRATEGY, "max_gross_exposure": 1_000},
-                "slow": {**_STRATEGY, "order_rate_per_s": "0.05", "order_burst": 3},
-                "stopped": _STRATEGY,
+                "manual": STRATEGY,
+                "race": {**STRATEGY, "max_open_orders": 100},
+                "gross": {**STRATEGY, "max_gross_exposure": 1_000},
+                "slow": {**STRATEGY, "order_rate_per_s": "0.05", "order_burst": 3},
+                "stopped": STRATEGY,
             },
+            "groups": {"majors": GROUP},
+            "keys": {"*": KEY},
         }
-    }
+    },
 }
 
 
