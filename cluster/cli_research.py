@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cluster.cli_risk import running_settings
+from cluster.cli_access import running_settings
 from cluster.console import FAILED, CommandError, JsonOption, command, console, errors, print_json, print_table
 from cluster.local import ray_token
 from conf.settings import Settings, load_settings, read_mapping

@@ -1,41 +1,41 @@
-"""``desk risk`` and ``desk orders``: the kill switch, the books and orders, from the command line.
+"""``desk risk``: trading states and the kill switch, what waits for a second person, alerts and the proof of the books.
 
-Halting goes straight to the ledger, so it works while every application is down. Orders go over HTTP like anybody's.
+All of it goes straight to the ledger, so it works while every application is down. Who acts is who holds the key.
 """
 
 from __future__ import annotations
 
-import asyncio
-import getpass
-import uuid
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final
 
 import typer
 
+from cluster.api_keys import HALT, RESUME, ApiKey
+from cluster.approvals import DESK, GLOBAL, may_change, may_halt
+from cluster.cli_access import AllAccountsOption, KeyFileOption, ReasonOption, as_holder, chosen, refused, with_ledger
+from cluster.cli_approvals import (
+    DigestOption,
+    ProposalArgument,
+    decide,
+    place,
+    print_proposals,
+    print_waiting,
+    proposal_view,
+    when,
+)
 from cluster.console import FAILED, CommandError, JsonOption, command, console, print_json, print_table
-from cluster.ledger import Difference, Ledger, Snapshot
-from cluster.local import local_api_key
-from conf.settings import Settings, load_secrets, load_settings
+from cluster.exposure_figures import HARD, SOFT, AccountFigures, ScopeFigures
+from cluster.exposures import desk_figures, figures, references_of
+from cluster.ledger import Difference, Ledger, Proposal, Snapshot
+from conf.settings import load_settings
 from strategies.model import TradingState, units
 
-risk = typer.Typer(no_args_is_help=True, help="Trading states, limits and the books.")
-orders = typer.Typer(no_args_is_help=True, help="Send, list and cancel orders.")
+risk = typer.Typer(no_args_is_help=True, help="Trading states, approvals, alerts and the books.")
 
-T = TypeVar("T")
-AccountOption = typer.Option("main", "--account", "-a", help="The account.")
-AllAccountsOption = typer.Option(None, "--account", "-a", help="Only this account; without it, all of them.")
-
-
-class ScopeKind(StrEnum):
-    """What a trading state is set for."""
-
-    GLOBAL = "global"
-    ACCOUNT = "account"
-    STRATEGY = "strategy"
-    PRODUCT = "product"
+NAMED: Final = ("strategy", "product")
+CAUSE: Final = "cause|"
 
 
 class HaltState(StrEnum):
@@ -46,59 +46,181 @@ class HaltState(StrEnum):
     CANCEL_ALL = "CANCEL_ALL"
 
 
-ScopeOption = typer.Option(ScopeKind.GLOBAL, "--scope", "-s", help="What to set the state for.")
-NameOption = typer.Option(None, "--name", "-n", help="The strategy or product, for those scopes.")
+ScopeOption = typer.Option(GLOBAL, "--scope", "-s", help="global, account, strategy|NAME or product|ID.")
+NameOption = typer.Option(None, "--name", "-n", help="The strategy or product, where the scope does not name it.")
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A trading state written for one account (None: the desk as a whole)."""
+
+    account: str | None
+    scope: str
+    state: TradingState
+    audit_seq: int
+    cancels_asked: int
 
 
 @risk.command("status")
 @command
 def risk_status(account: str | None = AllAccountsOption, as_json: bool = JsonOption) -> None:
-    """Trading states, exposures and limits of the accounts."""
-    snapshots = with_ledger(lambda ledger: _snapshots(ledger, account))
+    """Trading states, figures and the limits that are nearly used up."""
+    desk, accounts = with_ledger(lambda ledger: snapshots(ledger, account))
     if as_json:
-        print_json({name: _risk_view(snapshot) for name, snapshot in snapshots.items()})
+        states = _states(desk.desk_state)
+        views = {name: _risk_view(one, states) for name, one in accounts.items()}
+        print_json({DESK: {"states": states, "book": desk.desk_book, "limits": desk.desk_limits}, **views})
         return
     source = load_settings().data_source
-    for name, snapshot in snapshots.items():
-        _print_risk(name, snapshot, source)
+    print_table(f"desk ({source})", ["scope", "trading state", "cause"], _state_rows(desk.desk_state))
+    for name, snapshot in accounts.items():
+        _print_account(name, snapshot, source)
 
 
 @risk.command("halt")
 @command
 def risk_halt(
-    scope: ScopeKind = ScopeOption,
+    scope: str = ScopeOption,
     name: str | None = NameOption,
-    state: HaltState = typer.Option(HaltState.HALTED, "--state", help="How hard."),
-    reason: str = typer.Option("halted by hand", "--reason", "-r", help="Written into the audit stream."),
+    cancel_all: bool = typer.Option(False, "--cancel-all", help="Also cancel every open order there."),
+    reducing: bool = typer.Option(False, "--reducing", help="Let orders pass that shrink a position."),
+    state: HaltState | None = typer.Option(None, "--state", help="The same in one word.", show_default="HALTED"),
+    reason: str = typer.Option("halted by hand", "--reason", "-r", help="Why; it is written into the audit."),
     account: str | None = AllAccountsOption,
+    key_file: Path | None = KeyFileOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """Stop new orders at once; CANCEL_ALL also cancels the open ones. Never loosens a stricter state."""
-    _set_states(scope, name, TradingState(state.value), reason, account, as_json)
+    """Stop new orders at once: everywhere, or at a scope. Never loosens a stricter state."""
+    wanted = _halt_state(cancel_all, reducing, state)
+    field = scope_field(scope, name)
+    changed = as_holder(key_file, lambda ledger, key: halt(ledger, key, field, wanted, reason, account))
+    if as_json:
+        print_json(changed)
+        return
+    for row in changed:
+        asked = f", {row.cancels_asked} cancels asked for" if row.cancels_asked else ""
+        console.print(f"{place(row.account)}: {row.scope} is {row.state} (audit {row.audit_seq}{asked})")
 
 
 @risk.command("resume")
 @command
 def risk_resume(
-    scope: ScopeKind = ScopeOption,
+    scope: str = ScopeOption,
     name: str | None = NameOption,
-    reason: str = typer.Option(..., "--reason", "-r", help="Why it is safe again; written into the audit stream."),
+    reason: str = ReasonOption,
+    minutes: int = typer.Option(10, "--minutes", min=1, max=1440, help="How long another person may approve it."),
     account: str | None = AllAccountsOption,
+    key_file: Path | None = KeyFileOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """Let a halted scope trade again. Other scopes that are halted stay so."""
-    _set_states(scope, name, TradingState.ACTIVE, reason, account, as_json)
+    """Ask that a halted scope may trade again. Another person approves; what else is halted stays so."""
+    field = scope_field(scope, name)
+
+    async def work(ledger: Ledger, key: ApiKey) -> list[Proposal]:
+        proposed = []
+        for one in await places(ledger, field, account):
+            if not may_change(key, RESUME, one, field):
+                raise refused(key, RESUME, f"{place(one)}, {field}")
+            if _states((await ledger.snapshot(one)).state).get(field) == TradingState.ACTIVE:
+                continue
+            proposed.append(await ledger.propose_resume(one, field, key.key_id, key.person, reason, minutes * 60))
+        if not proposed:
+            raise CommandError(f"{field} is ACTIVE already", code="ALREADY_ACTIVE", field="scope", value=field)
+        return proposed
+
+    proposed = as_holder(key_file, work)
+    if as_json:
+        print_json([proposal_view(proposal) for proposal in proposed])
+        return
+    for proposal in proposed:
+        print_waiting(proposal)
+
+
+@risk.command("approvals")
+@command
+def risk_approvals(
+    account: str | None = AllAccountsOption,
+    everything: bool = typer.Option(False, "--all", help="Also what was decided or has expired."),
+    as_json: bool = JsonOption,
+) -> None:
+    """What waits for a second person: trading to resume, limits to loosen."""
+    print_proposals(account, None, everything, as_json)
+
+
+@risk.command("approve")
+@command
+def risk_approve(
+    proposal_id: str = ProposalArgument,
+    digest: str | None = DigestOption,
+    key_file: Path | None = KeyFileOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Approve what another person has proposed; it takes effect at once."""
+    decide(proposal_id, key_file, as_json, digest=digest)
+
+
+@risk.command("refuse")
+@command
+def risk_refuse(
+    proposal_id: str = ProposalArgument,
+    reason: str = ReasonOption,
+    key_file: Path | None = KeyFileOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """End a proposal without its effect; your own too."""
+    decide(proposal_id, key_file, as_json, refusal=reason)
+
+
+@risk.command("alerts")
+@command
+def risk_alerts(
+    account: str | None = AllAccountsOption,
+    limit: int = typer.Option(50, "--limit", min=1, max=1000, help="At most so many, newest first."),
+    as_json: bool = JsonOption,
+) -> None:
+    """Warnings (SOFT) and rules that tripped and stay so until a person resumes (HARD), newest first."""
+
+    async def work(ledger: Ledger) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for one in [*([None] if account is None else []), *await chosen(ledger, account)]:
+            found += [{"account": one, **fields} for fields in await ledger.alerts(one, limit)]
+        return sorted(found, key=lambda row: int(row["us"]), reverse=True)[:limit]
+
+    rows = with_ledger(work)
+    if as_json:
+        print_json(rows)
+        return
+    names = ("level", "code", "scope", "value", "limit", "id", "message")
+    cells = [[when(int(row["us"])), place(row["account"]), *(row.get(name) for name in names)] for row in rows]
+    columns = ["time (UTC)", "account", "level", "code", "scope", "value>", "limit>", "order", "meaning"]
+    print_table(f"alerts ({load_settings().data_source})", columns, cells)
+
+
+@risk.command("watch")
+@command
+def risk_watch(
+    account: str | None = AllAccountsOption,
+    every_s: float = typer.Option(1.0, "--every", min=0.1, max=60, help="Seconds between two looks."),
+    key_file: Path | None = KeyFileOption,
+) -> None:
+    """Watch the desk in a terminal; one key press halts it: h HALT, c HALT and cancel all, r reducing only, q quit."""
+    from cluster.cli_watch import watch
+
+    watch(account, every_s, key_file)
 
 
 @risk.command("verify")
 @command
 def risk_verify(account: str | None = AllAccountsOption, as_json: bool = JsonOption) -> None:
-    """Prove the books: open reservations summed afresh, cash and positions replayed from the audit stream."""
+    """Prove the books: open reservations summed afresh, cash and positions replayed from the audit."""
+    from cluster.audit import audit_folder, verify
 
-    async def verify(ledger: Ledger) -> dict[str, list[Difference]]:
-        return {name: await ledger.verify(name) for name in await _chosen(ledger, account)}
+    folder = audit_folder(load_settings())
 
-    found = with_ledger(verify)
+    async def proved(ledger: Ledger) -> dict[str, list[Difference]]:
+        return {name: await verify(ledger, name, folder) for name in await chosen(ledger, account)}
+
+    found = with_ledger(proved)
     wrong = any(found.values())
     if as_json:
         print_json({name: {"ok": not rows, "differences": rows} for name, rows in found.items()})
@@ -112,212 +234,120 @@ def risk_verify(account: str | None = AllAccountsOption, as_json: bool = JsonOpt
         raise typer.Exit(FAILED)
 
 
-@orders.command("submit")
-@command
-def orders_submit(
-    product: str = typer.Option(..., "--product", "-p", help="For example BTC-USD."),
-    side: str = typer.Option(..., "--side", help="BUY or SELL."),
-    quantity: str = typer.Option(..., "--quantity", "-q", help="In base currency units, a decimal number."),
-    limit_price: str | None = typer.Option(None, "--limit-price", "-l", help="Makes it a LIMIT order."),
-    time_in_force: str | None = typer.Option(None, "--time-in-force", help="GTC, IOC or FOK."),
-    post_only: bool = typer.Option(False, "--post-only", help="Only ever add liquidity."),
-    strategy: str = typer.Option("manual", "--strategy", help="The strategy the order counts for."),
-    account: str = AccountOption,
-    client_order_id: str | None = typer.Option(None, "--id", help="Your own id; a repeat gets the first answer."),
-    as_json: bool = JsonOption,
-) -> None:
-    """Send one order through pre-trade risk to the venue."""
-    body = order_body(product, side, quantity, limit_price, strategy, account, client_order_id)
-    if time_in_force:
-        body["time_in_force"] = time_in_force.upper()
-    if post_only:
-        body["post_only"] = True
-    status, answer = call("POST", "/v1/orders", json=body)
-    if as_json:
-        print_json(answer)
-    elif status == 201:
-        console.print(f"[green]ACCEPTED[/] {answer['client_order_id']}: reserved {answer['reserved_notional']}")
-    else:
-        _print_problem(answer)
-    if status != 201:
-        raise typer.Exit(FAILED)
+# -- halting -----------------------------------------------------------------------------------------------------------
 
 
-@orders.command("ls")
-@command
-def orders_ls(
-    only_open: bool = typer.Option(False, "--open", help="Only orders that hold a reservation."),
-    limit: int = typer.Option(50, "--limit", min=1, max=500, help="At most so many, newest first."),
-    account: str = AccountOption,
-    as_json: bool = JsonOption,
-) -> None:
-    """Orders, newest first."""
-    query = {"account": account, "status": "open" if only_open else "recent", "limit": limit}
-    status, answer = call("GET", "/v1/orders", params=query)
-    if status != 200:
-        raise CommandError(answer.get("detail", str(status)), **answer)
-    if as_json:
-        print_json(answer)
-        return
-    names = ("client_order_id", "status", "side", "quantity", "product_id", "limit_price", "filled_quantity")
-    rows = [[row.get(name) for name in (*names, "average_price", "fees")] + [_why(row)] for row in answer]
-    columns = ["id", "status", "side", "quantity>", "product", "limit>", "filled>", "average>", "fees>", "reason"]
-    print_table(f"orders of {account} ({load_settings().data_source})", columns, rows)
+def scope_field(scope: str, name: str | None) -> str:
+    """A scope as the ledger names it: ``global``, ``account``, ``strategy|S``, ``product|P``."""
+    kind, _, inside = scope.replace(":", "|", 1).partition("|")
+    named = inside or name
+    if kind not in {GLOBAL, "account", *NAMED}:
+        rule = "expected global, account, strategy|NAME or product|ID"
+        raise CommandError(f"scope: {rule}, was {scope!r}", field="scope", value=scope, rule=rule)
+    if (named is None) == (kind in NAMED) or (inside and name):
+        rule = "needed once with scope strategy or product, and only there"
+        raise CommandError(f"name: {rule}, was {named!r}", field="name", value=named, rule=rule)
+    return f"{kind}|{named}" if named else kind
 
 
-@orders.command("cancel")
-@command
-def orders_cancel(
-    client_order_id: str = typer.Argument(..., help="The order's id."),
-    account: str = AccountOption,
-    as_json: bool = JsonOption,
-) -> None:
-    """Cancel one order; allowed in every trading state."""
-    status, answer = call("DELETE", f"/v1/orders/{client_order_id}", params={"account": account})
-    if as_json:
-        print_json(answer)
-    elif status < 300:
-        console.print(f"{client_order_id}: {answer['cancel']}, the order is {answer['status']}")
-    else:
-        _print_problem(answer)
-    if status >= 300:
-        raise typer.Exit(FAILED)
+async def places(ledger: Ledger, field: str, account: str | None) -> list[str | None]:
+    """Where a scope's state is kept: at the desk (None), or at each account that knows it."""
+    if field == GLOBAL:
+        # What is global spares no account, whichever was named.
+        return [None]
+    names = await chosen(ledger, account)
+    found: list[str | None] = [name for name in names if field in (await ledger.snapshot(name)).state]
+    if not found:
+        raise CommandError(f"name: no account knows {field}", field="name", value=field, rule="a configured one")
+    return found
 
 
-def order_body(
-    product: str,
-    side: str,
-    quantity: str,
-    limit_price: str | None = None,
-    strategy: str = "manual",
-    account: str = "main",
-    client_order_id: str | None = None,
-) -> dict[str, Any]:
-    """The body of ``POST /v1/orders``; without an id a new one is made."""
-    body = {
-        "client_order_id": client_order_id or f"cli-{uuid.uuid4().hex[:16]}",
-        "account": account,
-        "strategy": strategy,
-        "product_id": product.upper(),
-        "side": side.upper(),
-        "type": "LIMIT" if limit_price else "MARKET",
-        "quantity": quantity,
-    }
-    return body | ({"limit_price": limit_price} if limit_price else {})
-
-
-def call(method: str, path: str, **request: Any) -> tuple[int, Any]:
-    """One request to the running desk with its local key: HTTP status and JSON body."""
-    import httpx
-
-    settings = running_settings()
-    headers = {"Authorization": f"Bearer {local_api_key(settings.state_dir)}"}
-    try:
-        with httpx.Client(base_url=settings.api_url, headers=headers, timeout=15, trust_env=False) as client:
-            reply = client.request(method, path, **request)
-    except httpx.TransportError as error:
-        raise CommandError(f"the desk does not answer at {settings.api_url}: {error} (desk status)") from error
-    try:
-        return reply.status_code, reply.json()
-    except ValueError:
-        raise CommandError(f"{method} {path}: {reply.status_code} without JSON: {reply.text[:200]}") from None
-
-
-def running_settings() -> Settings:
-    """The settings of the desk that runs; raises ``CommandError`` where none does."""
-    settings = load_settings()
-    if not Path(settings.state_dir / "desk.json").exists() and settings.redis.host is None:
-        raise CommandError("the desk is not running: start it with `desk up`")
-    return settings
-
-
-def with_ledger(work: Callable[[Ledger], Awaitable[T]]) -> T:
-    """Run ``work`` on the running desk's ledger."""
-    settings = running_settings()
-
-    async def connected() -> T:
-        ledger = Ledger.connect(settings, load_secrets(settings))
-        try:
-            return await work(ledger)
-        finally:
-            await ledger.close()
-
-    return asyncio.run(connected())
-
-
-async def _chosen(ledger: Ledger, account: str | None) -> list[str]:
+async def halt(
+    ledger: Ledger, key: ApiKey, field: str, state: TradingState, reason: str, account: str | None = None
+) -> list[Changed]:
+    """Make a scope at least as strict as ``state``, alone and at once."""
+    found = await places(ledger, field, account)
     known = await ledger.accounts()
-    if account is not None and account not in known:
-        raise CommandError(f"account: {account!r} is not known; known: {', '.join(known) or 'none'}", field="account")
-    return [account] if account else known
+    for one in found:
+        if not may_halt(key, one, known):
+            raise refused(key, HALT, place(one))
+    written = [(one, await ledger.tighten(one, field, state, key.key_id, reason)) for one in found]
+    return [Changed(one, field, holds, seq, asked) for one, (seq, asked, holds) in written]
 
 
-async def _snapshots(ledger: Ledger, account: str | None) -> dict[str, Snapshot]:
-    return {name: await ledger.snapshot(name) for name in await _chosen(ledger, account)}
+def _halt_state(cancel_all: bool, reducing: bool, state: HaltState | None) -> TradingState:
+    named = [*(["CANCEL_ALL"] if cancel_all else []), *(["REDUCING"] if reducing else []), *([state] if state else [])]
+    if len(named) > 1:
+        rule = "one of --cancel-all, --reducing and --state"
+        raise CommandError(f"state: {rule}, was {' and '.join(named)}", field="state", rule=rule)
+    return TradingState(named[0] if named else TradingState.HALTED)
 
 
-def _set_states(
-    scope: ScopeKind, name: str | None, state: TradingState, reason: str, account: str | None, as_json: bool
-) -> None:
-    if (name is None) != (scope in {ScopeKind.GLOBAL, ScopeKind.ACCOUNT}):
-        rule = "needed with scope strategy or product, and only there"
-        raise CommandError(f"name: {rule}, was {name!r}", field="name", value=name, rule=rule)
-    field = f"{scope.value}|{name}" if name else scope.value
-    actor = f"cli:{getpass.getuser()}"
-
-    async def work(ledger: Ledger) -> list[dict[str, Any]]:
-        # A global halt spares no account, whichever was named.
-        accounts = await _chosen(ledger, None if scope is ScopeKind.GLOBAL else account)
-        changed = []
-        for one in accounts:
-            if field not in (await ledger.snapshot(one)).state:
-                continue
-            holds: TradingState = state
-            if state is TradingState.ACTIVE:
-                seq, asked = await ledger.set_state(one, field, state, actor, reason)
-            else:
-                seq, asked, holds = await ledger.tighten(one, field, state, actor, reason)
-            changed.append({"account": one, "scope": field, "state": holds, "audit_seq": seq, "cancels_asked": asked})
-        if not changed:
-            raise CommandError(f"name: no account knows {field}", field="name", value=name, rule="a configured one")
-        return changed
-
-    changed = with_ledger(work)
-    if as_json:
-        print_json(changed)
-        return
-    for row in changed:
-        asked = f", {row['cancels_asked']} cancels asked for" if row["cancels_asked"] else ""
-        console.print(f"account {row['account']}: {row['scope']} is {row['state']} (audit {row['audit_seq']}{asked})")
+# -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def _risk_view(snapshot: Snapshot) -> dict[str, Any]:
+async def snapshots(ledger: Ledger, account: str | None) -> tuple[Snapshot, dict[str, Snapshot]]:
+    """The desk, and the accounts by name."""
+    return await ledger.snapshot(None), {name: await ledger.snapshot(name) for name in await chosen(ledger, account)}
+
+
+def figure_rows(found: AccountFigures) -> list[tuple[str, str]]:
+    """An account's figures, money in units of its currency."""
+    cash = "not opened" if found.cash is None else f"{units(found.cash):f}"
+    return [
+        ("cash", cash),
+        ("reserved", f"{units(found.reserved):f}"),
+        ("equity", f"{units(found.equity):f}"),
+        ("PnL today", f"{units(found.day.pnl):f}"),
+        ("gross with open orders", f"{units(found.exposure):f}"),
+        ("below the peak", f"{found.drawdown_ppm / 10_000:.4f} %"),
+        ("open orders", str(found.open_orders)),
+    ]
+
+
+def strained_rows(scopes: list[ScopeFigures]) -> list[tuple[str, str, str, str]]:
+    """The limits that warn or deny now: scope, limit, level, share."""
+    return [
+        (one.scope, name, use.level, "" if use.share is None else f"{use.share:.1%}")
+        for one in scopes
+        for name, use in one.uses.items()
+        if use.level in {SOFT, HARD}
+    ]
+
+
+def scopes_of(found: AccountFigures) -> list[ScopeFigures]:
+    """Every scope of an account, itself first."""
+    return [found, *found.strategies, *found.products, *found.keys, *found.groups]
+
+
+def _print_account(name: str, snapshot: Snapshot, source: str) -> None:
+    found = figures(snapshot)
+    print_table(f"account {name} ({source})", ["scope", "trading state", "cause"], _state_rows(snapshot.state))
+    console.print("; ".join(f"{what} {value}" for what, value in figure_rows(found)), highlight=False)
+    if not snapshot.admitted:
+        console.print("[yellow]no orders are taken: the account is being compared with the venue[/]")
+    strained = strained_rows([*scopes_of(found), desk_figures(snapshot)])
+    if strained:
+        print_table("limits nearly used up, or used up", ["scope", "limit", "level", "used>"], strained)
+
+
+def _state_rows(state: dict[str, str]) -> list[tuple[str, str, str]]:
+    return [(scope, value, state.get(CAUSE + scope, "")) for scope, value in sorted(_states(state).items())]
+
+
+def _states(state: dict[str, str]) -> dict[str, str]:
+    known = (GLOBAL, "account", *NAMED)
+    return {scope: value for scope, value in state.items() if scope.partition("|")[0] in known}
+
+
+def _risk_view(snapshot: Snapshot, desk_states: dict[str, str]) -> dict[str, Any]:
+    causes = {k.removeprefix(CAUSE): v for k, v in snapshot.state.items() if k.startswith(CAUSE) and v}
     return {
-        "states": {k: v for k, v in snapshot.state.items() if k != "epoch"},
+        "states": desk_states | _states(snapshot.state),
+        "causes": causes,
+        "admitted": snapshot.admitted,
+        "figures": figures(snapshot),
         "book": snapshot.book,
-        "positions": snapshot.positions,
         "limits": snapshot.limits,
-        "reference_age_ms": {p: snapshot.now_ms - int(v.split()[2]) for p, v in snapshot.reference.items()},
+        "reference_age_ms": {name: one.age_ms for name, one in references_of(snapshot).items()},
     }
-
-
-def _print_risk(name: str, snapshot: Snapshot, source: str) -> None:
-    rows = sorted((scope, state) for scope, state in snapshot.state.items() if scope != "epoch")
-    print_table(f"account {name} ({source})", ["scope", "trading state"], rows)
-    book = {key: int(value) for key, value in snapshot.book.items()}
-    cash, reserved = book.get("cash", 0), book.get("reserved", 0)
-    console.print(
-        f"cash {units(cash):f}, reserved {units(reserved):f}, free {units(cash - reserved):f}; "
-        f"open orders {book.get('a|open_orders', 0)} of {snapshot.limits.get('account|max_open_orders')}"
-    )
-
-
-def _print_problem(answer: dict[str, Any]) -> None:
-    console.print(f"[red]{answer.get('code', 'ERROR')}[/] {answer.get('detail', '')}")
-    rows = [[d["code"], d["scope"], d["value"], d["limit"], d["unit"], d["message"]] for d in answer.get("denials", [])]
-    if rows:
-        print_table("", ["rule", "scope", "value>", "limit>", "unit", "meaning"], rows)
-
-
-def _why(row: dict[str, Any]) -> str:
-    return ", ".join(denial["code"] for denial in row.get("denials", [])) or row.get("reason") or ""

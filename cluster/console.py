@@ -94,12 +94,14 @@ def _exit_code(error: Exception) -> int:
 def _known_errors() -> tuple[type[Exception], ...]:
     import httpx
 
+    from cluster.api_keys import ApiKeyError
     from cluster.bar_checks import MarketDataError
     from cluster.ray_jobs import JobFieldError, RayJobsError
     from cluster.runs import RunError
     from strategies.base import SpecError
 
     return (
+        ApiKeyError,
         CommandError,
         DeskError,
         SettingsError,

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster import local
-from cluster.cli_risk import call, order_body, with_ledger
+from cluster.approvals import APPLIED, GLOBAL
+from cluster.cli_access import call, with_ledger
+from cluster.cli_orders import order_body
 from cluster.console import CommandError, console, print_table
+from cluster.ledger import Ledger
 from conf.settings import SIMULATED, Settings, load_settings
 from strategies.model import TradingState
 
@@ -30,6 +33,10 @@ GRIDS: Final = (
     "donchian_breakout.allow_short=0,1",
 )
 SETTLE_TIMEOUT_S: Final = 20.0
+# Resuming takes two people; the demonstration plays both.
+OPERATOR: Final = "operator of the demonstration"
+SUPERVISOR: Final = "supervisor of the demonstration"
+REASON: Final = "shown by desk demo"
 _HALT_MARK: Final = "demo-has-halted"
 
 
@@ -80,7 +87,7 @@ def _orders(settings: Settings) -> list[tuple[str, str, str]]:
     """Send the demonstration's orders and check that each ends as it must."""
     mark = settings.state_dir / _HALT_MARK
     if mark.exists():
-        _set_global(TradingState.ACTIVE, mark)
+        _resume(mark)
     first = order_body(PRODUCT, "BUY", "0.01", client_order_id=_order_id())
     rows = [("buy 0.01 at the market", *_accepted(first))]
     status, answer = call("POST", "/v1/orders", json=first)
@@ -92,7 +99,7 @@ def _orders(settings: Settings) -> list[tuple[str, str, str]]:
     broken = ", ".join(sorted({denial["code"] for denial in answer["denials"]}))
     rows.append(("buy 40 at 30,000", f"{status} DENIED", broken))
     rows.append(("sell the 0.01 again", *_accepted(order_body(PRODUCT, "SELL", "0.01", client_order_id=_order_id()))))
-    _set_global(TradingState.HALTED, mark)
+    _halt(mark)
     try:
         status, answer = call(
             "POST", "/v1/orders", json=order_body(PRODUCT, "BUY", "0.01", client_order_id=_order_id())
@@ -100,7 +107,9 @@ def _orders(settings: Settings) -> list[tuple[str, str, str]]:
         _expect("the order after the kill switch", status == 422 and answer["code"] == "TRADING_HALTED", answer)
         rows.append(("buy 0.01 after the kill switch", f"{status} DENIED", answer["code"]))
     finally:
-        _set_global(TradingState.ACTIVE, mark)
+        alone = _resume(mark)
+    rows.append(("resume, approved by who asked for it", "refused", alone))
+    rows.append(("resume, approved by a second person", APPLIED, "orders pass again"))
     return rows
 
 
@@ -122,13 +131,27 @@ def _settled(client_order_id: str) -> dict[str, Any]:
         time.sleep(0.05)
 
 
-def _set_global(state: TradingState, mark: Path) -> None:
-    """Halt or resume everywhere; the mark lets the next demonstration undo what a killed one has halted."""
-    if state is not TradingState.ACTIVE:
-        mark.touch()
-    with_ledger(lambda ledger: ledger.set_state("main", "global", state, "demo", "shown by desk demo"))
-    if state is TradingState.ACTIVE:
-        mark.unlink(missing_ok=True)
+def _halt(mark: Path) -> None:
+    """Halt everywhere; the mark lets the next demonstration undo what a killed one has halted."""
+    mark.touch()
+    with_ledger(lambda ledger: ledger.tighten(None, GLOBAL, TradingState.HALTED, "demo", REASON))
+
+
+def _resume(mark: Path) -> str:
+    """Ask to resume as one person and approve as another; returns why the first alone was refused."""
+
+    async def work(ledger: Ledger) -> tuple[str, str]:
+        proposal = await ledger.propose_resume(None, GLOBAL, "demo", OPERATOR, REASON)
+        said = [
+            await ledger.approve(None, proposal.id, proposal.digest, "demo", person)
+            for person in (OPERATOR, SUPERVISOR)
+        ]
+        return said[0].outcome, f"{said[1].outcome} {said[1].detail}".strip()
+
+    alone, together = with_ledger(work)
+    _expect("resuming after the kill switch", together == APPLIED and alone == "SAME_PERSON", (alone, together))
+    mark.unlink(missing_ok=True)
+    return alone
 
 
 def _expect(what: str, holds: bool, answer: Any) -> None:

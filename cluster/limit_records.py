@@ -207,7 +207,8 @@ def read_limit(scope: str, name: str, value: Any, product: Product | None = None
         known = ", ".join(sorted(fields_of(kind)))
         raise LimitError(f"{scope}.{name}", name, f"expected a limit of a {kind}: {known}")
     try:
-        return field.record_name, _limit(f"{scope}.{name}", field, field.adapter.validate_python(value), product)
+        read = field.adapter.validate_python(_as_in_the_file(value))
+        return field.record_name, _limit(f"{scope}.{name}", field, read, product)
     except ValidationError as error:
         rule = "; ".join(dict.fromkeys(item["msg"] for item in error.errors()))
         raise LimitError(f"{scope}.{name}", value, rule) from None
@@ -262,6 +263,13 @@ def _scope_order(scope: str) -> tuple[int, str]:
     kind = scope.partition("|")[0]
     order = [*SCOPE_MODELS, CALENDAR]
     return (order.index(kind) if kind in order else len(order), scope)
+
+
+def _as_in_the_file(value: Any) -> Any:
+    """Digits that came as text are a number, as in the file."""
+    if isinstance(value, Mapping):
+        return {name: _as_in_the_file(level) for name, level in value.items()}
+    return int(value) if isinstance(value, str) and _is_integer(value) else value
 
 
 def _record(scope: str, model: BaseModel, product: Product | None) -> str:

@@ -1,0 +1,119 @@
+"""``desk orders``: send, list and cancel orders. They go over HTTP like anybody's."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import typer
+
+from cluster.cli_access import AccountOption, call
+from cluster.console import FAILED, CommandError, JsonOption, command, console, print_json, print_table
+from conf.settings import load_settings
+
+orders = typer.Typer(no_args_is_help=True, help="Send, list and cancel orders.")
+
+
+@orders.command("submit")
+@command
+def orders_submit(
+    product: str = typer.Option(..., "--product", "-p", help="For example BTC-USD."),
+    side: str = typer.Option(..., "--side", help="BUY or SELL."),
+    quantity: str = typer.Option(..., "--quantity", "-q", help="In base currency units, a decimal number."),
+    limit_price: str | None = typer.Option(None, "--limit-price", "-l", help="Makes it a LIMIT order."),
+    time_in_force: str | None = typer.Option(None, "--time-in-force", help="GTC, IOC or FOK."),
+    post_only: bool = typer.Option(False, "--post-only", help="Only ever add liquidity."),
+    strategy: str = typer.Option("manual", "--strategy", help="The strategy the order counts for."),
+    account: str = AccountOption,
+    client_order_id: str | None = typer.Option(None, "--id", help="Your own id; a repeat gets the first answer."),
+    as_json: bool = JsonOption,
+) -> None:
+    """Send one order through pre-trade risk to the venue."""
+    body = order_body(product, side, quantity, limit_price, strategy, account, client_order_id)
+    if time_in_force:
+        body["time_in_force"] = time_in_force.upper()
+    if post_only:
+        body["post_only"] = True
+    status, answer = call("POST", "/v1/orders", json=body)
+    if as_json:
+        print_json(answer)
+    elif status == 201:
+        console.print(f"[green]ACCEPTED[/] {answer['client_order_id']}: reserved {answer['reserved_notional']}")
+    else:
+        _print_problem(answer)
+    if status != 201:
+        raise typer.Exit(FAILED)
+
+
+@orders.command("ls")
+@command
+def orders_ls(
+    only_open: bool = typer.Option(False, "--open", help="Only orders that hold a reservation."),
+    limit: int = typer.Option(50, "--limit", min=1, max=500, help="At most so many, newest first."),
+    account: str = AccountOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Orders, newest first."""
+    query = {"account": account, "status": "open" if only_open else "recent", "limit": limit}
+    status, answer = call("GET", "/v1/orders", params=query)
+    if status != 200:
+        raise CommandError(answer.get("detail", str(status)), **answer)
+    if as_json:
+        print_json(answer)
+        return
+    names = ("client_order_id", "status", "side", "quantity", "product_id", "limit_price", "filled_quantity")
+    rows = [[row.get(name) for name in (*names, "average_price", "fees")] + [_why(row)] for row in answer]
+    columns = ["id", "status", "side", "quantity>", "product", "limit>", "filled>", "average>", "fees>", "reason"]
+    print_table(f"orders of {account} ({load_settings().data_source})", columns, rows)
+
+
+@orders.command("cancel")
+@command
+def orders_cancel(
+    client_order_id: str = typer.Argument(..., help="The order's id."),
+    account: str = AccountOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Cancel one order; allowed in every trading state."""
+    status, answer = call("DELETE", f"/v1/orders/{client_order_id}", params={"account": account})
+    if as_json:
+        print_json(answer)
+    elif status < 300:
+        console.print(f"{client_order_id}: {answer['cancel']}, the order is {answer['status']}")
+    else:
+        _print_problem(answer)
+    if status >= 300:
+        raise typer.Exit(FAILED)
+
+
+def order_body(
+    product: str,
+    side: str,
+    quantity: str,
+    limit_price: str | None = None,
+    strategy: str = "manual",
+    account: str = "main",
+    client_order_id: str | None = None,
+) -> dict[str, Any]:
+    """The body of ``POST /v1/orders``; without an id a new one is made."""
+    body = {
+        "client_order_id": client_order_id or f"cli-{uuid.uuid4().hex[:16]}",
+        "account": account,
+        "strategy": strategy,
+        "product_id": product.upper(),
+        "side": side.upper(),
+        "type": "LIMIT" if limit_price else "MARKET",
+        "quantity": quantity,
+    }
+    return body | ({"limit_price": limit_price} if limit_price else {})
+
+
+def _print_problem(answer: dict[str, Any]) -> None:
+    console.print(f"[red]{answer.get('code', 'ERROR')}[/] {answer.get('detail', '')}")
+    rows = [[d["code"], d["scope"], d["value"], d["limit"], d["unit"], d["message"]] for d in answer.get("denials", [])]
+    if rows:
+        print_table("", ["rule", "scope", "value>", "limit>", "unit", "meaning"], rows)
+
+
+def _why(row: dict[str, Any]) -> str:
+    return ", ".join(denial["code"] for denial in row.get("denials", [])) or row.get("reason") or ""
