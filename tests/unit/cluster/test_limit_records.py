@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.limit_records import (
@@ -178,6 +178,9 @@ READ: list[tuple[str, str, Any, tuple[str, Limit]]] = [
     ("account", "max_order_notional", "1000", ("max_order_notional", Limit(1_000_000_000, 800_000_000))),
     ("account", "max_order_notional", {"hard": "10", "soft": "5"}, ("max_order_notional", Limit(10**7, 5 * 10**6))),
     ("global", "max_drawdown_percent", "unlimited", ("max_drawdown_ppm", Limit("unlimited"))),
+    ("account", "max_open_orders", "10", ("max_open_orders", Limit(10, 8))),
+    ("account", "max_open_orders", {"hard": "10", "soft": 10}, ("max_open_orders", Limit(10))),
+    ("account", "order_burst", "7", ("order_burst", Limit(7))),
     ("key|*", "order_rate_per_s", "2", ("order_interval_us", Limit(500_000))),
     ("product|BTC-USD", "max_position", "0.5", ("max_position_lots", Limit(50_000_000, 40_000_000))),
     ("product|BTC-USD", "restricted", "yes", ("restricted", Limit("yes"))),
@@ -203,6 +206,10 @@ UNREADABLE: list[tuple[str, str, Any, str]] = [
     ("account", "max_order_notional", "1e400", "max_order_notional"),
     ("account", "max_order_notional", {"hard": "1", "soft": "2"}, "soft"),
     ("account", "order_burst", 0, "order_burst"),
+    ("account", "order_burst", "0", "order_burst"),
+    ("account", "max_open_orders", "1.5", "max_open_orders"),
+    ("account", "max_open_orders", True, "max_open_orders"),
+    ("account", "max_open_orders", "١٢", "max_open_orders"),
     ("account", "order_burst", {"hard": 5, "soft": 1}, "order_burst"),
     ("account", "self_trade", "maybe", "self_trade"),
     ("everything", "max_order_notional", "1", "scope"),
@@ -298,17 +305,23 @@ def test_a_limit_is_shown_in_the_words_and_units_of_the_file(
     assert (row.hard, row.soft, row.unit) == expected
 
 
+WHOLE: Final = records(
+    FILE
+    | {
+        "accounts": {
+            "main": ACCOUNT | {"products": {"BTC-USD": PRODUCT | {"group": "majors"}}, "groups": {"majors": GROUP}}
+        }
+    }
+)
+
+
+@settings(deadline=None)
 @given(
     scope=st.sampled_from(["global", "account", "strategy|manual", "product|BTC-USD", "key|*", "group|majors"]),
     data=st.data(),
 )
 def test_what_is_written_is_read_back_the_same(scope: str, data: st.DataObject) -> None:
-    file = FILE | {
-        "accounts": {
-            "main": ACCOUNT | {"products": {"BTC-USD": PRODUCT | {"group": "majors"}}, "groups": {"majors": GROUP}}
-        }
-    }
-    limits = parse_record(scope, records(file)[scope])
+    limits = parse_record(scope, WHOLE[scope])
     for name, field in record_fields(kind_of(scope)).items():
         if field.has_soft and data.draw(st.booleans()):
             hard = data.draw(st.integers(0, LEDGER_INTEGER_MAX))
