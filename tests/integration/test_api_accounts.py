@@ -125,7 +125,7 @@ async def test_every_figure_is_exact_to_the_last_micro(desk: ApiDesk, bid_ask: t
     lots = sum(Decimal(quantity) for quantity, _ in bought.values())
     micro = Decimal("0.000001")
     cost = sum((Decimal(q) * Decimal(p)).quantize(micro) for q, p in bought.values())
-    middle = sum(map(Decimal, bid_ask)) / 2
+    middle = (Decimal(bid_ask[0]) + Decimal(bid_ask[1])) / 2
     value = (lots * middle).quantize(micro, "ROUND_FLOOR")
     (btc,) = (item for item in pnl["products"] if item["product_id"] == "BTC-USD")
     assert Decimal(btc["value"]) == value

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from decimal import Decimal
 
 import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
 
 from cluster.api_keys import READ
-from cluster.ledger import Ledger
+from cluster.ledger import Ledger, Reference, account_base
 from cluster.processes import choose_ports
 from conf.settings import RedisSettings, Settings
 from serve_apps.api import build_api
 from serve_apps.api_access import BODY_BYTES_MAX, presented_key
-from tests.api_desk import ApiDesk
+from strategies.model import TradingState
+from tests.api_desk import BTC, ApiDesk, forget_admissions
 from tests.servers import redis_secrets
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +39,7 @@ async def test_ready_once_ledger_execution_and_prices_are(desk: ApiDesk) -> None
     assert second.status_code == 200, second.text
     assert {part["name"]: part["healthy"] for part in second.json()["parts"]} == {
         "ledger": True,
+        "admission": True,
         "execution": True,
         "prices": True,
         "ray_jobs": False,
@@ -49,6 +52,32 @@ async def test_not_ready_without_a_price_of_every_product(desk: ApiDesk) -> None
     answer = await desk.get("/readyz")
     assert (answer.status_code, answer.json()["code"]) == (503, "NOT_READY")
     assert "BTC-USD none, ETH-USD none" in answer.json()["detail"]
+
+
+async def test_not_ready_while_orders_wait_for_a_reconciliation(desk: ApiDesk) -> None:
+    await desk.open_account()
+    await desk.open_account("second")
+    await desk.ledger.beat("execution", {"account": "main"})
+    await forget_admissions(desk)
+    answer = await desk.get("/readyz")
+    assert (answer.status_code, answer.json()["code"]) == (503, "NOT_READY")
+    assert "admission: orders are refused (RECONCILING) for account main, second" in answer.json()["detail"]
+    await desk.ledger.admit("main", desk.epochs["main"])
+    admitted = await desk.get("/readyz")
+    assert admitted.status_code == 200, admitted.text
+    (part,) = [part for part in admitted.json()["parts"] if part["name"] == "admission"]
+    assert "account second" in part["detail"]
+
+
+async def test_health_counts_alerts_and_names_what_is_halted(desk: ApiDesk) -> None:
+    await desk.open_account()
+    await desk.ledger.tighten(None, "global", TradingState.REDUCING, "test", "drill")
+    await desk.ledger.set_references("main", [Reference(BTC, Decimal("100000.01"), Decimal(100_000))])
+    whole, main = (await desk.get("/v1/health")).json()["accounts"]
+    assert (whole["account"], whole["admitted"]) == (None, True)
+    assert whole["halts"] == [{"scope": "global", "state": "REDUCING", "cause": None}]
+    assert (main["account"], main["admitted"], main["alerts"], main["hard_alerts"]) == ("main", True, 1, 1)
+    assert main["halts"] == [{"scope": "product|BTC-USD", "state": "HALTED", "cause": "BAD_BOOK"}]
 
 
 async def test_every_v1_route_asks_for_a_key(desk: ApiDesk) -> None:
@@ -190,14 +219,14 @@ async def test_without_the_ledger_the_answer_is_503_and_names_no_host(settings: 
 
 async def test_a_fault_of_ours_is_500_and_tells_nothing(desk: ApiDesk) -> None:
     await desk.open_account()
-    await desk.ledger._direct("HSET", "tt:{main}:book", "cash", "no number")
+    await desk.ledger._direct("HSET", f"{account_base('main')}:book", "cash", "no number")
     answer = await desk.get("/v1/accounts/main")
     assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
     assert "no number" not in answer.text
 
 
 async def test_a_refusal_of_the_ledger_is_500_and_tells_nothing(desk: ApiDesk) -> None:
-    await desk.ledger._direct("SET", "tt:{main}:limits", "not a hash")
+    await desk.ledger._direct("SET", f"{account_base('main')}:limits", "not a hash")
     answer = await desk.get("/v1/accounts/main")
     assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
     assert "WRONGTYPE" not in answer.text

@@ -18,15 +18,8 @@ P = "product|A-USD"
 
 
 def snapshot(**changed: dict[str, str]) -> Snapshot:
-    parts = {
-        "state": {},
-        "limits": {},
-        "book": {},
-        "reference": {},
-        "desk_state": {},
-        "desk_limits": {},
-        "desk_book": {},
-    }
+    names = ("state", "limits", "book", "reference", "desk_state", "desk_limits", "desk_book")
+    parts: dict[str, dict[str, str]] = {name: {} for name in names}
     return Snapshot(now_ms=NOW_MS, admitted=True, **(parts | changed))
 
 

@@ -111,8 +111,10 @@ def test_the_routes_of_orders_are_part_of_it(document: dict[str, Any]) -> None:
     paths = document["paths"]
     assert set(paths["/v1/orders"]) == {"get", "post"}
     assert set(paths["/v1/orders/{client_order_id}"]) == {"get", "delete"}
-    body = paths["/v1/orders"]["post"]["requestBody"]["content"]["application/json"]
-    assert body["schema"] == {"$ref": "#/components/schemas/OrderRequest"}
+    assert set(paths["/v1/orders/check"]) == {"post"}
+    for path in ("/v1/orders", "/v1/orders/check"):
+        body = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        assert body["schema"] == {"$ref": "#/components/schemas/OrderRequest"}
     request = document["components"]["schemas"]["OrderRequest"]
     assert set(request["properties"]) == {field.name for field in msgspec.structs.fields(OrderRequest)}
     assert request["additionalProperties"] is False
