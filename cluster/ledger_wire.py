@@ -210,48 +210,48 @@ class Wire:
         # The connection first, because only it knows what its server can do; the pipeline gives it back.
         connection: _PrimaryConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
         pipe.connection = connection
-        wait = self._wait_command(connection) if any(call.may_write for call in batch) else None
-        for call in batch:
-            pipe.execute_command(*call.command)
-        if wait is not None:
-            pipe.execute_command(*BARRIER)
-            pipe.execute_command(*wait)
+        proof = self._proof(connection) if any(call.may_write for call in batch) else []
+        for command in (*(call.command for call in batch), *proof):
+            pipe.execute_command(*command)
         replies: list[Any] = await pipe.execute(raise_on_error=False)
-        if wait is None:
-            return replies
-        shortfall = self._shortfall(replies.pop(), replies.pop())
+        shortfall = self._shortfall(replies[len(batch) :])
         return [
             shortfall if shortfall and call.may_write and not isinstance(reply, Exception) else reply
-            for call, reply in zip(batch, replies, strict=True)
+            for call, reply in zip(batch, replies, strict=False)
         ]
 
-    def _wait_command(self, connection: _PrimaryConnection) -> tuple[str, ...] | None:
+    def _proof(self, connection: _PrimaryConnection) -> list[tuple[str, ...]]:
+        """The commands after a pipeline that say how many servers have what it wrote."""
         replicas, patience_ms = str(self._settings.acknowledgements), str(self._settings.wait_timeout_ms)
+        waits: list[tuple[str, ...]] = [("WAIT", replicas, patience_ms)] if self._settings.acknowledgements else []
         if self._settings.wait_aof and connection.has_waitaof:
-            return "WAITAOF", "1", replicas, patience_ms
-        if self._settings.wait_aof and not self._waits_for_memory_only:
+            # After WAIT, because a replica tells what its disk has when it is asked, and else once a second: asked by
+            # WAIT it has not written yet, asked a second time it has.
+            waits.append(("WAITAOF", "1", replicas, patience_ms))
+        elif self._settings.wait_aof and not self._waits_for_memory_only:
             self._waits_for_memory_only = True
             LOG.warning(
                 "redis.wait_aof: the ledger's server has no WAITAOF (Redis 7.2 and Valkey have): "
-                "answers wait for the memory of %s replicas, not for their disks",
+                "answers wait for the memory of %s replicas, not for disks",
                 replicas,
             )
-        return ("WAIT", replicas, patience_ms) if self._settings.acknowledgements else None
+        return [BARRIER, *waits] if waits else []
 
-    def _shortfall(self, reached: Any, barrier: Any) -> Exception | None:
-        """Why the pipeline's writes may not last; None where enough replicas, and disks, have them."""
-        for reply in (barrier, reached):
+    def _shortfall(self, proof: Sequence[Any]) -> Exception | None:
+        """Why the pipeline's writes may not last; None where enough servers have them, or none were asked."""
+        wanted = self._settings.acknowledgements
+        for reply in proof[1:]:
             if isinstance(reply, Exception):
                 return _Undurable(f"RISK_UNAVAILABLE: not known to be durable ({reply}); repeat with the same id")
-        local, replicas = reached if isinstance(reached, list) else (1, reached)
-        wanted = self._settings.acknowledgements
-        if int(local) >= 1 and int(replicas) >= wanted:
-            return None
-        where = "" if int(local) else ", and not the primary's disk,"
-        return _Undurable(
-            f"RISK_UNAVAILABLE: written, but only {replicas} of {wanted} replicas{where} confirmed it within "
-            f"{self._settings.wait_timeout_ms} ms: not known to be durable; repeat with the same id"
-        )
+            local, replicas = reply if isinstance(reply, list) else (1, reply)
+            if int(local) < 1 or int(replicas) < wanted:
+                where = " with their disks" if isinstance(reply, list) else ""
+                own = "" if int(local) else ", nor the primary's own disk,"
+                return _Undurable(
+                    f"RISK_UNAVAILABLE: written, but only {replicas} of {wanted} replicas{own} confirmed it{where} "
+                    f"within {self._settings.wait_timeout_ms} ms: not known to be durable; repeat with the same id"
+                )
+        return proof[0] if proof and isinstance(proof[0], Exception) else None
 
     async def _look_again(self) -> None:
         """Close the idle connections, so that the next call asks anew where the primary is."""

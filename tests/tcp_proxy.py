@@ -32,7 +32,8 @@ class Faults:
     connections: one of them is a half-open connection, both are a black hole. A stream that has lost bytes is never
     continued: it stays dead until a ``reset()`` or the end of the fault, which resets it.
     ``reset_share`` and ``cut_share`` (0 to 1) are the probabilities that a request is lost and its connection reset,
-    and that a request is delivered, its reply lost and its connection reset. ``delay_s`` is each way.
+    and that a request is delivered, its reply lost and its connection reset; with ``cut_after`` only replies to
+    requests that hold these bytes are, so that what opens a connection is not in the way. ``delay_s`` is each way.
     """
 
     delay_s: float = 0.0
@@ -41,6 +42,7 @@ class Faults:
     drop_replies: bool = False
     reset_share: float = 0.0
     cut_share: float = 0.0
+    cut_after: bytes = b""
     refuse: bool = False
 
 
@@ -167,8 +169,10 @@ class Proxy:
         """Whether chance strikes."""
         return share > 0 and self._random.random() < share
 
-    def take_cut(self) -> bool:
-        """Whether this reply is to be lost."""
+    def take_cut(self, request: bytes) -> bool:
+        """Whether the reply to this request (what was last read of it) is to be lost."""
+        if self._faults.cut_after not in request:
+            return False
         if self._cuts_left > 0:
             self._cuts_left -= 1
         elif not self.hit(self._faults.cut_share):
@@ -186,6 +190,7 @@ class _Link:
         self._client = (reader, writer)
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._asked = b""
 
     async def carry(self, target_port: int) -> None:
         """Carry bytes both ways until both ends have closed; raises ``CancelledError`` when it is reset."""
@@ -226,9 +231,11 @@ class _Link:
             faults = proxy.faults
             if faults.drop_requests if requests else faults.drop_replies:
                 self.lost.add(way)
-            elif chunk and (proxy.hit(faults.reset_share) if requests else proxy.take_cut()):
+            elif chunk and (proxy.hit(faults.reset_share) if requests else proxy.take_cut(self._asked)):
                 self.reset()
                 return
+            if requests:
+                self._asked = chunk
             if way not in self.lost:
                 await queue.put((loop.time() + faults.delay_s, chunk))
             if not chunk:
