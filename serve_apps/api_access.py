@@ -15,13 +15,13 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from starlette.types import Message, Receive
 
-from cluster.api_keys import HALT, READ, RESEARCH, RESUME, ApiKey, KeyRing
+from cluster.api_keys import HALT, LIMITS, READ, RESEARCH, RESUME, ApiKey, KeyRing
 from cluster.ledger import Ledger, Snapshot
 from cluster.market_data import BarStore
 from cluster.risk import NAME_PATTERN
 from conf.settings import Settings
 from serve_apps.api_ray import RayCalls
-from serve_apps.problem import Problem, forbidden, unauthorised
+from serve_apps.problem import Problem, forbidden, unauthorised, unknown_account
 
 BODY_BYTES_MAX: Final = 1_000_000
 BODY_TIMEOUT_S: Final = 5.0
@@ -69,10 +69,23 @@ async def presented_key(
     return key
 
 
+async def key_with_any(
+    request: Request,
+    wanted: SecurityScopes,
+    _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)] = None,
+) -> ApiKey:
+    """The caller's key with at least one of the wanted scopes; 401 without a valid key, 403 without any of them."""
+    key = await _identified(request)
+    if not any(key.may(scope) for scope in wanted.scopes):
+        raise forbidden(" or ".join(wanted.scopes))
+    return key
+
+
 TheDesk = Annotated[Desk, Depends(desk_of)]
 Reader = Annotated[ApiKey, Security(presented_key, scopes=[READ])]
 Halter = Annotated[ApiKey, Security(presented_key, scopes=[HALT])]
 Resumer = Annotated[ApiKey, Security(presented_key, scopes=[RESUME])]
+Limiter = Annotated[ApiKey, Security(presented_key, scopes=[LIMITS])]
 Researcher = Annotated[ApiKey, Security(presented_key, scopes=[RESEARCH])]
 
 
@@ -85,11 +98,6 @@ async def account_snapshot(desk: Desk, key: ApiKey, account: str, scope: str = R
         if snapshot.limits:
             return snapshot
     raise unknown_account(account)
-
-
-def unknown_account(account: str) -> Problem:
-    """Nobody has set limits for an account of this name."""
-    return Problem(404, "UNKNOWN_ACCOUNT", f"there is no account {account!r}", {"account": account})
 
 
 class GuardedRoute(APIRoute):

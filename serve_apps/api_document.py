@@ -24,6 +24,8 @@ _TAGS: Final = [
     {"name": "orders", "description": "Pre-trade risk: three replicas decide and reserve in one atomic step."},
     {"name": "accounts", "description": "What accounts hold, risk and have earned."},
     {"name": "kill switch", "description": "Trading states at global, account, strategy and product scope."},
+    {"name": "limits", "description": "Risk limits in force, their changes and their history."},
+    {"name": "approvals", "description": "What waits for a second person, and alerts."},
     {"name": "backtests", "description": "Backtests and sweeps as Ray jobs."},
     {"name": "health", "description": "Whether the desk may be used, and every part of it in detail."},
 ]
@@ -160,6 +162,7 @@ class OrderCancel(Shape):
     openapi_extra=_ORDER_BODY,
     responses=problems(
         400,
+        404,
         _409="the id was used for another order (DUP_ID_DIFFERENT_BODY)",
         _422="denied; `denials` lists every rule broken, `code` is the first one's",
         _429="RATE_LIMIT or MSG_RATE: nothing is recorded, the same id may come again after Retry-After",
@@ -171,7 +174,7 @@ async def submit_order(_: _Trader) -> OrderAccepted:
     raise NotImplementedError
 
 
-@orders_router.post("/check", openapi_extra=_ORDER_BODY, responses=problems(400, _503=_NOT_NOW))
+@orders_router.post("/check", openapi_extra=_ORDER_BODY, responses=problems(400, 404, _503=_NOT_NOW))
 async def check_order(_: _Trader) -> WouldBeAccepted | WouldBeDenied:
     """What an order would be answered at this instant; nothing is reserved or recorded, and the id does not matter.
 

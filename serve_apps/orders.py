@@ -17,12 +17,12 @@ import msgspec
 from ray import serve
 
 from cluster.api_keys import READ, TRADE, ApiKey, KeyRing
-from cluster.ledger import Ledger, LedgerError, LedgerUnavailable
+from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, Verdict
 from cluster.risk import ORDER_BYTES_MAX, InvalidOrder, check_order, read_order
 from conf.settings import load_secrets, load_settings
 from serve_apps.listener import Listener
 from serve_apps.order_views import Answer, answer_of, check_of, order_view
-from serve_apps.problem import MEDIA_TYPE, Problem, forbidden, unauthorised, unavailable
+from serve_apps.problem import MEDIA_TYPE, Problem, forbidden, unauthorised, unavailable, unknown_account
 from strategies.model import Order, Product
 
 Scope = MutableMapping[str, Any]
@@ -37,7 +37,8 @@ BODY_TIMEOUT_S: Final = 5.0
 LISTED_MAX: Final = 500
 QUERY_FIELDS_MAX: Final = 20
 # How the ledger begins the message of a refusal that concerns no order: this server may not decide at all now.
-_UNFIT: Final = ("RECONCILING", "STALE_EPOCH")
+RECONCILING: Final = "RECONCILING"
+_UNFIT: Final = (RECONCILING, "STALE_EPOCH")
 _SILENT: Final = "the ledger does not answer"
 
 logger = logging.getLogger("ray.serve")
@@ -106,14 +107,25 @@ class OrdersApp:
     async def _submit(self, key: ApiKey, body: bytes) -> Answer:
         order = _order(key, body)
         product = await self._product(order.product_id)
-        verdict = await self._ledger.reserve(order, product, key.key_id, check_order(order, product))
+        asked = self._ledger.reserve(order, product, key.key_id, check_order(order, product))
+        verdict = await self._decided(order, asked)
         return answer_of(verdict, order.account, product)
 
     async def _check(self, key: ApiKey, body: bytes) -> Answer:
         order = _order(key, body)
         product = await self._product(order.product_id)
-        verdict = await self._ledger.check(order, product, key.key_id, check_order(order, product))
+        asked = self._ledger.check(order, product, key.key_id, check_order(order, product))
+        verdict = await self._decided(order, asked)
         return 200, check_of(verdict, order.account, product), {}
+
+    async def _decided(self, order: Order, asked: Awaitable[Verdict]) -> Verdict:
+        try:
+            return await asked
+        except LedgerUnavailable as error:
+            # An account that nobody has opened is never reconciled: to come again would not help.
+            if str(error).startswith(RECONCILING) and order.account not in await self._ledger.accounts():
+                raise unknown_account(order.account) from None
+            raise
 
     async def _show(self, key: ApiKey, account: str, client_order_id: str) -> Answer:
         if not key.may(READ, account):

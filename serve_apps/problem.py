@@ -44,6 +44,11 @@ def forbidden(scope: str, account: str | None = None) -> Problem:
     return Problem(403, "NOT_AUTHORISED", f"this API key has no right to {scope}{where}")
 
 
+def unknown_account(account: str) -> Problem:
+    """Nobody has set limits for an account of this name."""
+    return Problem(404, "UNKNOWN_ACCOUNT", f"there is no account {account!r}", {"account": account})
+
+
 def unavailable(detail: str) -> Problem:
     """The ledger did not answer: nothing is known to have happened, so the caller repeats with the same id."""
     return Problem(503, "RISK_UNAVAILABLE", f"{detail}; repeat with the same id", headers={"retry-after": "1"})
