@@ -160,10 +160,12 @@ async def door(open_door: Door) -> AsyncIterator[Door]:
 async def empty_ledger(settings: Settings) -> AsyncIterator[Ledger]:
     """As the fixture of this name, for longer than one test."""
     ledger = Ledger.connect(settings, redis_secrets())
-    await ledger._direct("FLUSHALL")
-    await ledger.install()
-    yield ledger
-    await ledger.close()
+    try:
+        await ledger._direct("FLUSHALL")
+        await ledger.install()
+        yield ledger
+    finally:
+        await ledger.close()
 
 
 async def _open(port: int) -> bool:
@@ -292,6 +294,7 @@ ODD: Final[dict[str, tuple[bytes, set[int | None]]]] = {
     "no method there is": (head("BUY"), {400}),
     "a method in small letters": (head("post"), {400}),
     "CONNECT": (head("CONNECT", "desk:443"), {400, 405, None}),
+    "an account nobody has opened": (post(json.dumps(ORDER | {"account": "other"}).encode()), {404}),
     "what is no HTTP after a request": (head("PUT", "/v1/orders", "content-length: 0") + b"\x00\x01", {405}),
     "no HTTP at all": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", {400}),
     "HTTP/2 without asking": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400}),

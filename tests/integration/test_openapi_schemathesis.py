@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
 from cluster.ledger import Ledger
@@ -62,9 +63,16 @@ SCHEMA: Final = schemathesis.openapi.from_dict(
     document(),
     config=SchemathesisConfig.from_dict({"generation": {"with-security-parameters": False}}),
 )
-OPERATIONS: Final = {
-    f"{found.ok().method.upper()} {found.ok().path}": found.ok() for found in SCHEMA.get_all_operations()
+OPERATIONS: Final[dict[str, Any]] = {
+    f"{found.ok().method.upper()} {found.ok().path}": found.ok()
+    for found in SCHEMA.get_all_operations()
+    if isinstance(found, Ok)
 }
+
+
+def test_no_operation_of_the_document_is_left_out() -> None:
+    documented = {f"{method.upper()} {path}" for path, item in document()["paths"].items() for method in item}
+    assert set(OPERATIONS) == documented
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -163,25 +171,33 @@ class _Loop:
 @asynccontextmanager
 async def _serving(desk_settings: Settings, jobs: JobsApi) -> AsyncIterator[tuple[int, dict[str, str]]]:
     """(port, headers with a key that may do everything)."""
-    ledger = Ledger.connect(desk_settings, redis_secrets())
-    await ledger._direct("FLUSHALL")
-    await ledger.install()
     store = make_store(desk_settings.bars_path)
     complete_run(desk_settings.runs_path, store, make_spec(), KNOWN["run_id"])
-    async with open_desk(desk_settings, ledger, jobs.client()) as desk:
-        await desk.open_account()
-        await desk.order(KNOWN["client_order_id"], "0.01", "90000")
-        (port,) = choose_ports(1)
-        config = uvicorn.Config(_Both(desk), port=port, lifespan="off", ws="none", log_config=None, access_log=False)
-        server = uvicorn.Server(config)
-        work = [asyncio.create_task(server.serve()), asyncio.create_task(_beat(desk))]
-        while not server.started:
-            await asyncio.sleep(0.01)
-        yield port, {"authorization": desk.client.headers["authorization"]}
-        server.should_exit = True
-        work[1].cancel()
-        await asyncio.wait(work)
-    await ledger.close()
+    ledger = Ledger.connect(desk_settings, redis_secrets())
+    try:
+        await ledger._direct("FLUSHALL")
+        await ledger.install()
+        async with open_desk(desk_settings, ledger, jobs.client()) as desk:
+            await desk.open_account()
+            await desk.order(KNOWN["client_order_id"], "0.01", "90000")
+            async with _listening(desk) as port:
+                yield port, {"authorization": desk.client.headers["authorization"]}
+    finally:
+        await ledger.close()
+
+
+@asynccontextmanager
+async def _listening(desk: ApiDesk) -> AsyncIterator[int]:
+    (port,) = choose_ports(1)
+    config = uvicorn.Config(_Both(desk), port=port, lifespan="off", ws="none", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    serving, beating = asyncio.create_task(server.serve()), asyncio.create_task(_beat(desk))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield port
+    server.should_exit = True
+    beating.cancel()
+    await asyncio.wait([serving, beating])
 
 
 class _Both:
