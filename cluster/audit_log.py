@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,14 @@ class AuditLog:
         async for page in self.pages(max(head.seq - at_most, 0)):
             rows += [row for row in page if isinstance(row, Row)]
         return rows[-at_most:]
+
+    async def newest(self, at_most: int, kind: str | None, name: str | None) -> list[Row]:
+        """The newest entries of a kind, of an id, or of both, oldest first; the whole log is read."""
+        found: deque[Row] = deque(maxlen=at_most)
+        async for page in self.pages():
+            rows = (row for row in page if isinstance(row, Row))
+            found.extend(row for row in rows if kind in {None, row.kind} and name in {None, row.id})
+        return list(found)
 
     async def find(self, seq: int, stream_id: str) -> Row | None:
         """The entry of this number: in the stream at ``stream_id``, else in the archive."""

@@ -135,7 +135,7 @@ class Replay:
         self.orders: dict[str, Held] = {}
         self.denied: dict[str, tuple[int, dict[str, str]]] = {}
         self.approvals: dict[str, dict[str, Any]] = {}
-        self._verbs: dict[str, Callable[[Row, Any], None]] = {
+        self.verbs: dict[str, Callable[[Row, Any], None]] = {
             "OPENED": self._opened,
             "RESERVED": self._reserved,
             "DENIED": self._denied,
@@ -161,7 +161,7 @@ class Replay:
         """Take the next entry; raises ``BrokenAudit`` where it is not the next one or cannot be read."""
         if row.problem or row.seq != self.seq + 1:
             raise BrokenAudit(f"expected entry {self.seq + 1}, was {row.problem or row.seq}")
-        verb = self._verbs.get(row.kind)
+        verb = self.verbs.get(row.kind)
         if verb is None:
             raise BrokenAudit(f"entry {row.seq} is of no kind that is known: {row.kind!r}")
         try:
@@ -274,8 +274,8 @@ class Replay:
 
     def _cancel_requested(self, row: Row, data: Mapping[str, Any]) -> None:
         order, today = self.orders[row.id], self._day(row.us)
-        for prefix in (ACCOUNT_PREFIX, f"s|{order.strategy}|"):
-            self.book.today(prefix, today).messages += 1
+        for book, prefix, _ in self._scopes(order):
+            book.today(prefix, today).messages += 1
         account = self._record("account")
         self.book.advance_rate("a|msg_tat", row.us, account, "message_interval_us", "message_burst")
 
