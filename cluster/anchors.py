@@ -26,7 +26,6 @@ from cluster.audit_chain import GENESIS, ChainCheck, Finding, Row, canonical
 from cluster.audit_files import DESK_NAME, ArchiveFile
 from cluster.audit_log import READINGS_MAX, AuditLog, AuditMoved, Head
 from cluster.ledger import Ledger
-from cluster.series_files import fsync_folder
 from conf.settings import Secrets, Settings
 
 AUDIT_DIR: Final = "audit"
@@ -157,6 +156,8 @@ class Anchors:
         The new file's first line is signed, says why, and holds the hash of the old file's last line. Returns what
         was put aside.
         """
+        from cluster.series_files import fsync_folder
+
         if not reason.strip() or len(reason) > REASON_CHARS_MAX:
             raise AnchorError(f"reason: expected 1 to {REASON_CHARS_MAX} characters, was {len(reason)}")
         log = AuditLog(ledger, account, self.folder)
@@ -243,6 +244,8 @@ class Anchors:
         return _Last(last.anchor.seq, last.anchor.chain, last.digest)
 
     def _append(self, account: str | None, anchor: Anchor) -> None:
+        from cluster.series_files import fsync_folder
+
         path = self.path(account)
         known = path.exists()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)

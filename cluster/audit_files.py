@@ -6,6 +6,7 @@ pandas and DuckDB read the files as they are.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -15,13 +16,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Final
 
 from cluster.audit_chain import Finding, Row
-from cluster.series_files import fsync_folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SCHEMA_VERSION: Final = 1
 DESK_NAME: Final = "@desk"
@@ -31,9 +31,6 @@ ROWS_PER_FILE_MAX: Final = 100_000
 ROWS_PER_GROUP: Final = 5_000
 
 _COLUMNS: Final = ("seq", "us", "kind", "id", "by", "data", "chain", "stream_id")
-_SCHEMA: Final = pa.schema(
-    [pa.field(name, pa.int64() if name in {"seq", "us"} else pa.string(), nullable=False) for name in _COLUMNS]
-)
 _FILE_NAME: Final = re.compile(r"(\d{16})-(\d{16})\.parquet")
 _TEMPORARY: Final = re.compile(r"\.\d{16}-\d{16}\.parquet\.[0-9a-f]{16}")
 
@@ -78,6 +75,8 @@ class Archive:
 
     def write(self, rows: Sequence[Row]) -> ArchiveFile:
         """Put consecutive rows into a file, whole and on the disk; an equal file may be there already."""
+        from cluster.series_files import fsync_folder
+
         numbers = [row.seq for row in rows]
         if not numbers or numbers != list(range(numbers[0], numbers[0] + len(rows))):
             raise ArchiveError(f"expected consecutive entries, was {numbers[:3]} … {numbers[-3:]}")
@@ -99,6 +98,10 @@ class Archive:
 
     def groups(self, file: ArchiveFile) -> Iterator[list[Row] | Finding]:
         """The rows of a file in parts, and a finding in the place of a part that cannot be read."""
+        # Heavy, and most who read a log find all of it in the stream.
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
             parquet = pq.ParquetFile(file.path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
@@ -126,6 +129,8 @@ class Archive:
 
     def put_aside(self, files: Sequence[ArchiveFile]) -> Path | None:
         """Move files into a folder beside the archive, kept and never read again; None where there are none."""
+        from cluster.series_files import fsync_folder
+
         if not files:
             return None
         aside = self.path.with_name(f"{self.account}.until-{time.time_ns()}")
@@ -137,11 +142,15 @@ class Archive:
         return aside
 
     def _parquet(self, rows: Sequence[Row]) -> bytes:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = _schema()
         metadata = {"schema_version": str(SCHEMA_VERSION), "account": self.account}
-        columns = [pa.array([getattr(row, name) for row in rows], _SCHEMA.field(name).type) for name in _COLUMNS]
+        columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in _COLUMNS]
         buffer = io.BytesIO()
         pq.write_table(
-            pa.table(columns, schema=_SCHEMA.with_metadata(metadata)),
+            pa.table(columns, schema=schema.with_metadata(metadata)),
             buffer,
             compression="zstd",
             row_group_size=ROWS_PER_GROUP,
@@ -150,8 +159,16 @@ class Archive:
         return buffer.getvalue()
 
 
+@functools.cache
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    types = {"seq": pa.int64(), "us": pa.int64()}
+    return pa.schema([pa.field(name, types.get(name, pa.string()), nullable=False) for name in _COLUMNS])
+
+
 def _rows(table: pa.Table, file: ArchiveFile, first_row: int) -> list[Row]:
-    if not table.schema.equals(_SCHEMA) or any(column.null_count for column in table.columns):
+    if not table.schema.equals(_schema()) or any(column.null_count for column in table.columns):
         raise ArchiveError(f"expected the columns {', '.join(_COLUMNS)}, was {', '.join(table.schema.names)}")
     columns = [table.column(name).to_pylist() for name in _COLUMNS]
     return [Row(*values, file.name, row) for row, values in enumerate(zip(*columns, strict=True), first_row)]  # type: ignore[call-arg]

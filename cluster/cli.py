@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from cluster import cli_keys, cli_limits, cli_orders, cli_research, cli_risk, local
+from cluster import cli_audit, cli_keys, cli_limits, cli_orders, cli_research, cli_risk, local
 from cluster.console import FAILED, JsonOption, command, console, errors, print_json, print_table
 from conf.settings import Settings, load_settings
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.add_typer(cli_research.data, name="data")
 app.add_typer(cli_research.jobs, name="jobs")
 app.add_typer(cli_risk.risk, name="risk")
+app.add_typer(cli_audit.audit, name="audit")
 app.add_typer(cli_limits.limits, name="limits")
 app.add_typer(cli_keys.keys, name="keys")
 app.add_typer(cli_orders.orders, name="orders")
