@@ -23,10 +23,12 @@ from cluster.ray_jobs import RayJobs
 from conf.settings import SIMULATED, Secrets, Settings, load_secrets, load_settings
 from serve_apps import (
     api_accounts,
+    api_approvals,
     api_backtests,
     api_document,
     api_exposures,
     api_health,
+    api_limits,
     api_pnl,
     api_problems,
     api_progress,
@@ -49,6 +51,8 @@ _ROOMS: Final = (
     api_pnl,
     api_exposures,
     api_risk,
+    api_limits,
+    api_approvals,
     api_research,
     api_backtests,
     api_progress,

@@ -1,36 +1,30 @@
-"""The kill switch: trading states by scope. Halting never loosens; resuming is a right of its own."""
+"""The kill switch: trading states by scope. Halting is anybody's who may trade; resuming takes a second person."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Self
 
 from fastapi import APIRouter
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from cluster.api_keys import HALT, READ, RESUME, ApiKey
+from cluster.approvals import may_change, may_halt
 from cluster.ledger import LedgerError, LedgerUnavailable, Snapshot
 from cluster.risk import NAME_PATTERN
 from serve_apps.api_access import Desk, GuardedRoute, Halter, Reader, Resumer, TheDesk, account_snapshot
+from serve_apps.api_approvals import Proposals, proposal_view
 from serve_apps.api_problems import problems
-from serve_apps.api_shapes import Shape
+from serve_apps.api_shapes import Reason, Shape
 from serve_apps.problem import Problem, forbidden
 from strategies.model import TradingState
 
 logger = logging.getLogger("ray.serve")
 
 router = APIRouter(prefix="/v1/risk", tags=["kill switch"], route_class=GuardedRoute)
-
-# Told to each account's ledger: the state written, the audit entry's number, cancels asked for, the state that holds.
-Write = Callable[[str], Awaitable[tuple[int, int, TradingState]]]
-Reason = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$"),
-    Field(description="why, for the audit", examples=["drill"]),
-]
 
 
 class Scope(StrEnum):
@@ -91,7 +85,9 @@ class HaltRequest(_Switch):
 
 
 class ResumeRequest(_Switch):
-    """Let trading go on at one scope; what other scopes forbid stays forbidden."""
+    """Ask that trading may go on at one scope; what other scopes forbid stays forbidden."""
+
+    expires_s: int = Field(600, ge=10, le=86_400, description="how long another person may approve it")
 
 
 class StateView(Shape):
@@ -100,10 +96,11 @@ class StateView(Shape):
     scope: Scope
     name: str | None = Field(examples=[None])
     state: TradingState
+    cause: str | None = Field(description="the rule that tripped; null where a person has set it", examples=[None])
 
 
 class AccountStates(Shape):
-    """All trading states of an account; the strictest that an order touches decides."""
+    """All trading states of an account, the desk's own first; the strictest that an order touches decides."""
 
     account: str = Field(examples=["main"])
     states: list[StateView]
@@ -116,19 +113,19 @@ class States(Shape):
 
 
 class Change(Shape):
-    """What was written for one account."""
+    """What was written for one account, or for the desk as a whole."""
 
-    account: str = Field(examples=["main"])
+    account: str | None = Field(description="null: the desk as a whole, every account", examples=["main"])
     scope: Scope
     name: str | None
     before: TradingState | None = Field(description="the state before, as read just before the change")
     state: TradingState = Field(description="the state that holds now; a halt leaves a stricter one as it is")
-    audit_seq: int = Field(description="number of the account's audit entry about this", examples=[17])
+    audit_seq: int = Field(description="number of the audit entry about this", examples=[17])
     cancels_requested: int = Field(ge=0, description="open orders whose cancellation was asked for")
 
 
 class Changes(Shape):
-    """Every account was written."""
+    """Everything was written."""
 
     changed: list[Change]
 
@@ -140,7 +137,7 @@ async def show_states(desk: TheDesk, key: Reader) -> States:
     snapshots = await asyncio.gather(*(desk.ledger.snapshot(name) for name in names))
     return States(
         accounts=[
-            AccountStates(account=name, states=[_state(*pair) for pair in _in_order(snapshot)])
+            AccountStates(account=name, states=_states(snapshot))
             for name, snapshot in zip(names, snapshots, strict=True)
         ]
     )
@@ -148,64 +145,79 @@ async def show_states(desk: TheDesk, key: Reader) -> States:
 
 @router.post("/halt", responses=problems(404))
 async def halt(desk: TheDesk, key: Halter, request: HaltRequest) -> Changes:
-    """Stop trading at a scope, at once and alone. A repeat is harmless, and of two halts the stricter one stays."""
+    """Stop trading at a scope, at once and alone. A repeat is harmless, and of two halts the stricter one stays.
 
-    async def write(account: str) -> tuple[int, int, TradingState]:
-        return await desk.ledger.tighten(account, request.field, request.state, key.key_id, request.reason)
-
-    return await _switch(desk, key, HALT, request, write)
-
-
-@router.post("/resume", responses=problems(404))
-async def resume(desk: TheDesk, key: Resumer, request: ResumeRequest) -> Changes:
-    """Set a scope ACTIVE again."""
-
-    async def write(account: str) -> tuple[int, int, TradingState]:
-        seq, asked = await desk.ledger.set_state(
-            account, request.field, TradingState.ACTIVE, key.key_id, request.reason
-        )
-        return seq, asked, TradingState.ACTIVE
-
-    return await _switch(desk, key, RESUME, request, write)
-
-
-async def _switch(desk: Desk, key: ApiKey, right: str, request: _Switch, write: Write) -> Changes:
-    """Find the accounts, write them all, and say what became of each; a failure names what was and was not written."""
-    before = await _accounts(desk, key, right, request)
-    outcomes = await asyncio.gather(*(write(account) for account in before), return_exceptions=True)
+    Whoever may trade may halt. Scope global is one write for the desk as a whole.
+    """
+    before = await _places(desk, key, HALT, request)
+    outcomes = await asyncio.gather(
+        *(desk.ledger.tighten(account, request.field, request.state, key.key_id, request.reason) for account in before),
+        return_exceptions=True,
+    )
     changed, failed = [], []
-    for (account, snapshot), outcome in zip(before.items(), outcomes, strict=True):
+    for (account, state), outcome in zip(before.items(), outcomes, strict=True):
         if isinstance(outcome, (LedgerUnavailable, LedgerError)):
-            logger.error("%s of %s at %s failed: %s", right, account, request.field, outcome)
+            logger.error("halt of %s at %s failed: %s", account or "the desk", request.field, outcome)
             failed.append(account)
         elif isinstance(outcome, BaseException):
             raise outcome
         else:
-            changed.append(_change(account, request, snapshot, outcome))
+            changed.append(_change(account, request, state, outcome))
     if failed:
-        detail = f"not known to be written for: {', '.join(failed)}; repeat the call, that is harmless"
-        extra = {"failed": failed, "changed": [change.model_dump(mode="json") for change in changed]}
-        raise Problem(503, "RISK_UNAVAILABLE", detail, extra, {"retry-after": "1"})
+        raise _unwritten(failed, changed)
     return Changes(changed=changed)
 
 
-async def _accounts(desk: Desk, key: ApiKey, right: str, request: _Switch) -> dict[str, Snapshot]:
-    """The accounts to write; 403 where the key does not cover all of them, 404 or 422 where nothing has the name."""
+@router.post("/resume", status_code=202, responses=problems(404, _409="ALREADY_ACTIVE"))
+async def resume(desk: TheDesk, key: Resumer, request: ResumeRequest) -> Proposals:
+    """Ask that a scope may trade again. Another person approves it at /v1/approvals, before it expires."""
+    before = await _places(desk, key, RESUME, request)
+    halted = [account for account, state in before.items() if state != TradingState.ACTIVE]
+    if not halted:
+        raise Problem(409, "ALREADY_ACTIVE", f"{request.field} is ACTIVE", {"scope": request.field})
+    proposals = [
+        await desk.ledger.propose_resume(
+            account, request.field, key.key_id, key.person, request.reason, request.expires_s
+        )
+        for account in halted
+    ]
+    return Proposals(proposals=[await proposal_view(desk, proposal) for proposal in proposals])
+
+
+async def _places(desk: Desk, key: ApiKey, right: str, request: _Switch) -> dict[str | None, str | None]:
+    """Where the scope's state is kept (None: the desk), with the state now.
+
+    403 where the key does not cover all of it, 404 or 422 where nothing has the name.
+    """
+    known = await desk.ledger.accounts()
+    if request.scope is Scope.GLOBAL:
+        _require(key, right, None, request.field, known)
+        return {None: (await desk.ledger.snapshot(None)).desk_state.get(request.field)}
     if request.account is not None:
         found = {request.account: await account_snapshot(desk, key, request.account, right)}
     else:
-        names = await desk.ledger.accounts()
-        for name in names:
-            if not key.may(right, name):
-                raise forbidden(right, name)
-        snapshots = await asyncio.gather(*(desk.ledger.snapshot(name) for name in names))
-        found = dict(zip(names, snapshots, strict=True))
+        snapshots = await asyncio.gather(*(desk.ledger.snapshot(name) for name in known))
+        found = dict(zip(known, snapshots, strict=True))
+    for account in found:
+        _require(key, right, account, request.field, known)
     if not found:
         raise Problem(404, "UNKNOWN_ACCOUNT", "no account is known yet, so nothing was changed")
-    known = {account: snapshot for account, snapshot in found.items() if request.field in snapshot.state}
-    if not known:
+    if not any(request.field in snapshot.state for snapshot in found.values()):
         raise _unknown_name(request, list(found.values()))
-    return known
+    return {account: one.state[request.field] for account, one in found.items() if request.field in one.state}
+
+
+def _require(key: ApiKey, right: str, account: str | None, field: str, known: Sequence[str]) -> None:
+    allowed = may_halt(key, account, known) if right == HALT else may_change(key, right, account, field)
+    if not allowed:
+        raise forbidden(right, account or "*")
+
+
+def _unwritten(failed: Sequence[str | None], changed: Sequence[Change]) -> Problem:
+    names = ", ".join(account or "the desk" for account in failed)
+    detail = f"not known to be written for: {names}; repeat the call, that is harmless"
+    extra = {"failed": list(failed), "changed": [change.model_dump(mode="json") for change in changed]}
+    return Problem(503, "RISK_UNAVAILABLE", detail, extra, {"retry-after": "1"})
 
 
 def _unknown_name(request: _Switch, snapshots: Sequence[Snapshot]) -> Problem:
@@ -218,9 +230,10 @@ def _unknown_name(request: _Switch, snapshots: Sequence[Snapshot]) -> Problem:
     return Problem(422, f"UNKNOWN_{request.scope.name}", detail, extra)
 
 
-def _change(account: str, request: _Switch, snapshot: Snapshot, outcome: tuple[int, int, TradingState]) -> Change:
+def _change(
+    account: str | None, request: _Switch, before: str | None, outcome: tuple[int, int, TradingState]
+) -> Change:
     seq, asked, state = outcome
-    before = snapshot.state.get(request.field)
     return Change(
         account=account,
         scope=request.scope,
@@ -232,13 +245,15 @@ def _change(account: str, request: _Switch, snapshot: Snapshot, outcome: tuple[i
     )
 
 
-def _in_order(snapshot: Snapshot) -> list[tuple[str, str]]:
-    """(scope field, state) pairs: global, account, strategies, products; the hash's other fields are no states."""
+def _states(snapshot: Snapshot) -> list[StateView]:
+    """Global, account, strategies, products; the hashes' other fields are no states."""
     order = list(Scope)
-    pairs = [(field, state) for field, state in snapshot.state.items() if field.partition("|")[0] in set(Scope)]
-    return sorted(pairs, key=lambda pair: (order.index(Scope(pair[0].partition("|")[0])), pair[0]))
+    fields = {**snapshot.desk_state, **snapshot.state}
+    found = [field for field in fields if field.partition("|")[0] in set(Scope)]
+    found.sort(key=lambda field: (order.index(Scope(field.partition("|")[0])), field))
+    return [_state(field, fields[field], fields.get(f"cause|{field}", "")) for field in found]
 
 
-def _state(field: str, state: str) -> StateView:
+def _state(field: str, state: str, cause: str) -> StateView:
     scope, _, name = field.partition("|")
-    return StateView(scope=Scope(scope), name=name or None, state=TradingState(state))
+    return StateView(scope=Scope(scope), name=name or None, state=TradingState(state), cause=cause or None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from strategies.model import Product, units
 
@@ -16,6 +16,11 @@ Decimals = Annotated[str, Field(pattern=DECIMAL_TEXT, examples=["1250.5"])]
 Nanoseconds = Annotated[int, Field(examples=[1_732_266_000_000_000_000])]
 """Nanoseconds since 1970 UTC."""
 Milliseconds = Annotated[int, Field(ge=0, examples=[420])]
+Reason = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$"),
+    Field(description="why, for the audit", examples=["drill"]),
+]
 
 
 class Shape(BaseModel):
