@@ -340,7 +340,10 @@ local limits_in = remembered(function(record)
   for name, value in record:gmatch('(%S+)=(%S+)') do
     local first, second = value:match('^([^:]+):?(.*)$')
     local hard = limit_value(first or '')
-    local soft = second ~= '' and limit_value(second or '') or hard
+    local soft = hard
+    if second ~= '' then
+      soft = limit_value(second or '')
+    end
     if hard and soft then
       parsed.hard[name], parsed.soft[name] = hard, soft
     else
