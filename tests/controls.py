@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from cluster.ledger import Ledger, Reference
 from conf.settings import Settings
 from strategies.model import Side
 from tests.books import ACCOUNT, BASE, DESK, KEY, PRODUCTS, QUOTES, Books, limit_records, order
-from tests.servers import redis_secrets
+from tests.servers import Server, redis_secrets
 
 Row = dict[str, Any]
 """How an order differs from a limit buy of 10 lots of BTC at 10,000 ticks."""
@@ -221,3 +222,21 @@ async def rivals(settings: Settings) -> AsyncIterator[list[Ledger]]:
     finally:
         for ledger in ledgers:
             await ledger.close()
+
+
+@asynccontextmanager
+async def connected(server: Server) -> AsyncIterator[Books]:
+    """An account not opened yet, on a server of the test's own."""
+    settings = Settings(state_dir=Path("/nowhere"), redis=server.settings)
+    ledger = Ledger.connect(settings, redis_secrets())
+    try:
+        await ledger.install()
+        yield Books(ledger)
+    finally:
+        await ledger.close()
+
+
+async def approved(ledger: Ledger, account: str | None, proposal_id: str, person: str) -> str:
+    """Say yes to a proposal as this person; what came of it."""
+    (digest,) = [proposal.digest for proposal in await ledger.proposals(account) if proposal.id == proposal_id]
+    return (await ledger.approve(account, proposal_id, digest, f"key-of-{person}", person)).outcome
