@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cluster.audit_chain import GENESIS, Row
+from cluster.audit_chain import GENESIS, Row, chain_of
 from cluster.replay_book import ACCOUNT_PREFIX, DESK_PREFIX, Book, Record, Reference, day_number, number, record_of
 
 ENDINGS: Final = frozenset({"CANCELLED", "REJECTED", "EXPIRED"})
@@ -158,9 +158,11 @@ class Replay:
         }
 
     def apply(self, row: Row) -> None:
-        """Take the next entry; raises ``BrokenAudit`` where it is not the next one or cannot be read."""
+        """Take the next entry; raises ``BrokenAudit`` where it is not the next one, was altered or cannot be read."""
         if row.problem or row.seq != self.seq + 1:
             raise BrokenAudit(f"expected entry {self.seq + 1}, was {row.problem or row.seq}")
+        if chain_of(self.chain, row) != row.chain:
+            raise BrokenAudit(f"entry {row.seq} does not follow from the one before it: it was altered")
         verb = self.verbs.get(row.kind)
         if verb is None:
             raise BrokenAudit(f"entry {row.seq} is of no kind that is known: {row.kind!r}")
