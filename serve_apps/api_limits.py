@@ -18,6 +18,7 @@ from serve_apps.api_approvals import ChangeRow, ProposalView, change_rows, propo
 from serve_apps.api_problems import problems
 from serve_apps.api_shapes import Nanoseconds, Reason, Shape
 from serve_apps.problem import Problem, forbidden
+from strategies.model import LEDGER_INTEGER_MAX
 
 router = APIRouter(prefix="/v1/limits", tags=["limits"], route_class=GuardedRoute)
 
@@ -27,6 +28,8 @@ OfScope = Annotated[
     str | None, Query(description="only this scope, or kind of scope", examples=["product|BTC-USD", "strategy"])
 ]
 _Text = Annotated[str, Field(min_length=1, max_length=64)]
+# Strict, because true must not count as 1.
+_Whole = Annotated[int, Field(strict=True, ge=0, le=LEDGER_INTEGER_MAX)]
 
 
 class LimitRow(Shape):
@@ -58,11 +61,11 @@ class LimitWish(Shape):
         examples=["product|BTC-USD"],
     )
     name: str = Field(pattern=r"^[a-z_]{1,64}$", examples=["max_position"])
-    hard: _Text | int | Annotated[list[_Text], Field(min_length=1, max_length=64)] = Field(
+    hard: _Text | _Whole | Annotated[list[_Text], Field(min_length=1, max_length=64)] = Field(
         description="a decimal as text, a whole number, unlimited, a word, or a list of hours or versions",
         examples=["5"],
     )
-    soft: _Text | int | None = Field(None, description="null: 80 % of hard, where the limit warns at all")
+    soft: _Text | _Whole | None = Field(None, description="null: 80 % of hard, where the limit warns at all")
 
 
 class LimitsRequest(Shape):
