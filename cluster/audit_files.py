@@ -104,7 +104,7 @@ class Archive:
 
         try:
             parquet = pq.ParquetFile(file.path, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             yield _unreadable(file, None, error)
             return
         with parquet:
@@ -113,7 +113,7 @@ class Archive:
                 count = parquet.metadata.row_group(index).num_rows
                 try:
                     yield _rows(parquet.read_row_group(index, use_threads=False), file, row)
-                except (pa.ArrowException, OSError, ArchiveError) as error:
+                except (pa.ArrowException, OSError, ValueError, ArchiveError) as error:
                     yield _unreadable(file, row, error)
                 row += count
 
