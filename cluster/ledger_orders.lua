@@ -63,7 +63,8 @@ local function free(ctx, id, order, status, reason, by)
     count_rejection(ctx, order)
   end
   finish(ctx)
-  set_order(base, ctx.us, id, status, 'reserved_lots', '0', 'reserved_notional', '0', 'reserved_cash', '0', 'reason', reason)
+  set_order(base, ctx.us, id, status, 'reserved_lots', '0', 'reserved_notional', '0', 'reserved_cash', '0', 'realised', '0',
+    'reason', reason)
   close(base, id, order)
 end
 
@@ -161,13 +162,17 @@ local function note_holders(book, product, strategy)
   end
 end
 
-local function count_fill(ctx, order, value, day)
-  local desk = desk_of(ctx).book
-  local scopes = { { desk, fields_of('') }, { ctx.book, fields_of('a|') } }
+-- The books and field names of every scope whose day an order counts for.
+local function day_scopes(ctx, order)
+  local scopes = { { desk_of(ctx).book, fields_of('') }, { ctx.book, fields_of('a|') } }
   for _, prefix in ipairs({ 's|' .. order.strategy .. '|', 'p|' .. order.product .. '|', 'k|' .. order.by .. '|' }) do
     scopes[#scopes + 1] = { ctx.book, fields_of(prefix) }
   end
-  for _, scope in ipairs(scopes) do
+  return scopes
+end
+
+local function count_fill(ctx, order, value, day)
+  for _, scope in ipairs(day_scopes(ctx, order)) do
     local record = today(scope[1], scope[2], day)
     if record[2] + value > INTEGER_MAX then
       error("today's turnover would be more than the ledger can count")
@@ -203,7 +208,7 @@ local function fill(keys, args)
   local cash = left == 0 and 0 or mul_div_up(integer(order.cash), left, total)
   local was_open = not TERMINAL[order.status]
   local ended = was_open and filled >= total
-  local ctx = begin(base, now_us(), { 'cash', 'reserved', 'fees', 'held' })
+  local ctx = begin(base, now_us(), MARK_NAMES)
   local book = ctx.book
 
   local mark = begin_mark(ctx, { [order.product] = reference_of(base, order.product) or false }, { order.strategy })
@@ -265,7 +270,7 @@ local function release(keys, args)
     return { order.status }
   end
   sound(base)
-  free(begin(base, now_us(), { 'reserved' }), id, order, args[3], args[4], args[5])
+  free(begin(base, now_us()), id, order, args[3], args[4], args[5])
   return { args[3], 'FIRST' }
 end
 
@@ -273,10 +278,10 @@ end
 local function count_cancel(ctx, order)
   local calendar = redis.call('HGET', ctx.base .. ':limits', 'calendar')
   local day = day_number(ctx.us, calendar or nil)
-  for _, f in ipairs({ fields_of('a|'), fields_of('s|' .. order.strategy .. '|') }) do
-    local record = today(ctx.book, f, day)
+  for _, scope in ipairs(day_scopes(ctx, order)) do
+    local record = today(scope[1], scope[2], day)
     record[4] = record[4] + 1
-    put_today(ctx.book, f, day, record)
+    put_today(scope[1], scope[2], day, record)
   end
   local account = limits_of(redis.call('HGET', ctx.base .. ':limits', 'account')) or NOTHING
   local interval, burst = account.hard.message_interval_us, account.hard.message_burst
@@ -296,7 +301,7 @@ local function cancel_one(base, us, id, by)
     return { order.status, 'ALREADY' }
   end
   sound(base)
-  local ctx = begin(base, us, { 'reserved' })
+  local ctx = begin(base, us)
   if order.status == 'RESERVED' then
     free(ctx, id, order, 'CANCELLED', 'cancelled before it was sent', by)
     return { 'CANCELLED', 'CANCELLED' }
