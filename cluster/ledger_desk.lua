@@ -68,6 +68,8 @@ local LARGER_IS_STRICTER = { order_interval_us = true, message_interval_us = tru
   market_buffer_ppm = true, cancel_reserve = true, duplicate_window_ms = true, repeat_window_ms = true,
   reject_window_ms = true, venue_error_window_ms = true, volatility_halt_ms = true, volatility_window_ms = true }
 local STRICT_WORD = { short = 'denied', self_trade = 'deny', restricted = 'yes' }
+-- Every other limit is a number or unlimited.
+local WORDS = { short = true, self_trade = true, restricted = true, hours = true, versions = true, group = true }
 local LEAST = { order_interval_us = 1, message_interval_us = 1, order_burst = 1, message_burst = 1 }
 
 local function limit_word(n)
@@ -102,7 +104,7 @@ local function check_record(base, scope, record)
       or (soft > hard and not LARGER_IS_STRICTER[name])) then
       error('limit ' .. scope .. '|' .. name .. ' is out of range: ' .. value)
     end
-    if value:match('^[%d.:+-]') and not hard and name ~= 'hours' and name ~= 'versions' then
+    if not hard and not WORDS[name] then
       error('limit ' .. scope .. '|' .. name .. ' is no number: ' .. value)
     end
   end
@@ -124,14 +126,21 @@ local function names_in(...)
   return names
 end
 
+-- The stricter of two values; unlimited is the loosest in either direction.
+local function stricter_of(name, a, b)
+  if not LARGER_IS_STRICTER[name] or a == UNLIMITED or b == UNLIMITED then
+    return math.min(a, b)
+  end
+  return math.max(a, b)
+end
+
 -- The stricter of two records, limit by limit, and whether the new one asks for more than that.
 local function stricter(before, after)
   local old, new, tokens, looser = limits_in(before), limits_in(after), {}, false
   for _, name in ipairs(names_in(old, new)) do
     local a, b = old.hard[name], new.hard[name]
-    local pick = LARGER_IS_STRICTER[name] and math.max or math.min
     if a and b then
-      local hard, soft = pick(a, b), pick(old.soft[name], new.soft[name])
+      local hard, soft = stricter_of(name, a, b), stricter_of(name, old.soft[name], new.soft[name])
       soft = LARGER_IS_STRICTER[name] and soft or math.min(soft, hard)
       tokens[#tokens + 1] = limit_token(name, hard, soft)
       looser = looser or hard ~= b or soft ~= new.soft[name]
@@ -337,6 +346,9 @@ end
 -- ARGV: id, digest, by, person. The second person's yes. Returns {outcome, detail}.
 local function approve(keys, args)
   local base, id = keys[1], args[1]
+  if args[4] == '' then
+    return redis.error_reply('ERR an approval needs a person')
+  end
   local ctx, proposal = begin(base, now_us()), proposal_of(base, id)
   if not proposal then
     return { 'NOT_FOUND', '' }
@@ -446,7 +458,7 @@ local function open_account(keys, args)
   if redis.call('HEXISTS', base .. ':book', 'cash') == 1 then
     return 'ALREADY'
   end
-  local ctx, opening, products, rows = begin(base, now_us(), { 'cash', 'held' }), {}, {}, {}
+  local ctx, opening, products, rows = begin(base, now_us(), MARK_NAMES), {}, {}, {}
   for i = 3, #args, 3 do
     local product, lots, cost = args[i], integer(args[i + 1]), integer(args[i + 2])
     if (lots == 0 and cost ~= 0) or lots * cost < 0 then
@@ -528,7 +540,7 @@ end
 -- ARGV: last seq, file, sha256, by. Notes that entries up to `seq` are in an archive file.
 local function archived(keys, args)
   local base, through = keys[1], integer(args[1])
-  local ctx = begin(base, now_us(), { 'archived' })
+  local ctx = begin(base, now_us())
   if through > figure(ctx.book, 'seq') or through < figure(ctx.book, 'archived') then
     return redis.error_reply('ERR cannot be archived through ' .. args[1])
   end
