@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -37,3 +38,56 @@ def rechained(rows: Iterable[Row], before: str = "0" * 40) -> list[Row]:
         before = chained(before, row.seq, row.us, row.kind, row.id, row.by, row.data)
         done.append(msgspec.structs.replace(row, chain=before))
     return done
+
+
+class Writer:
+    """Writes one log entry by entry; the time goes on by a millisecond each."""
+
+    def __init__(self) -> None:
+        """An empty log."""
+        self.rows: list[Row] = []
+        self.us = START_US
+
+    def write(self, kind: str, name: str = "account", data: Any = None, by: str = "test") -> Row:
+        """Append an entry; ``data`` is an object, or the text as it is."""
+        self.us += 1_000
+        before = self.rows[-1].chain if self.rows else "0" * 40
+        seq, text = len(self.rows) + 1, data if isinstance(data, str) else json.dumps(data or {}, separators=(",", ":"))
+        chain = chained(before, seq, self.us, kind, name, by, text)
+        self.rows.append(Row(seq, self.us, kind, name, by, text, chain, f"{self.us // 1_000}-0"))
+        return self.rows[-1]
+
+    def opened(self, cash: int, **positions: tuple[int, int]) -> None:
+        """The books; ``positions`` are BTC=(lots, cost)."""
+        held = {f"{name}-USD": {"lots": str(lots), "cost": str(cost)} for name, (lots, cost) in positions.items()}
+        self.write("OPENED", "account", {"cash": str(cash), "positions": held})
+
+    def reserved(self, name: str, lots: int, notional: int, cash: int = 0, **order: str) -> None:
+        """An accepted limit order: side, product, strategy, ticks as named, or a buy of BTC-USD by ``manual``."""
+        o = {"side": "BUY", "product": "BTC-USD", "strategy": "manual", "ticks": "10000", "by": "key"} | order
+        asked: list[Any] = [
+            name,
+            "print",
+            o["strategy"],
+            o["product"],
+            o["side"],
+            "LIMIT",
+            "GTC",
+            "1",
+            "100",
+            "0",
+            str(lots),
+        ]
+        asked += [o["ticks"], "10", "1", o["by"], [], "1", "0", "0", ""]
+        self.write("RESERVED", name, {"request": asked, "notional": str(notional), "cash": str(cash)}, o["by"])
+
+    def filled(self, name: str, trade: str, lots: int, value: int, fee: int = 0, **order: str) -> None:
+        """A fill."""
+        o = {"side": "BUY", "product": "BTC-USD", "strategy": "manual"} | order
+        figures = {"trade_id": trade, "lots": str(lots), "value": str(value), "fee": str(fee), "ts_ns": "1"}
+        self.write("FILL", name, figures | o | {"overfill": False}, "execution")
+
+    def priced(self, bid: int, ask: int, product: str = "BTC-USD", num: int = 10, den: int = 1) -> None:
+        """A reference price in ticks."""
+        figures = [str(n) for n in (bid, ask, num, den, 0, 0)]
+        self.write("REFERENCE", "account", {product: figures}, "execution")
