@@ -7,13 +7,14 @@ cluster/limit_records.py makes the ledger's integers of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from conf.settings import SettingsError, describe, read_mapping
 from conf.trading_hours import known_zone, week_ranges
@@ -72,9 +73,17 @@ def _height(level: Any) -> Decimal:
     return Decimal(level) if isinstance(level, (int, Decimal)) else Decimal("inf")
 
 
+def _written(value: Any) -> Any:
+    # Decimal itself reads 1_000, " 5 " and the digits of other scripts too.
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value, re.ASCII):
+        raise ValueError("expected a decimal number such as 1250.5")
+    return value
+
+
+_Number = Annotated[Decimal, BeforeValidator(_written)]
 _AMOUNT_MAX: Final = 2_000_000_000
-_Amount = Annotated[Decimal, Field(ge=0, le=_AMOUNT_MAX, allow_inf_nan=False)] | Unlimited
-_Share = Annotated[Decimal, Field(ge=0, le=1_000_000, allow_inf_nan=False)] | Unlimited
+_Amount = Annotated[_Number, Field(ge=0, le=_AMOUNT_MAX, allow_inf_nan=False)] | Unlimited
+_Share = Annotated[_Number, Field(ge=0, le=1_000_000, allow_inf_nan=False)] | Unlimited
 # Strict, because `yes` or `true` must not count as 1.
 _Whole = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)] | Unlimited
 
@@ -96,10 +105,10 @@ Burst = Annotated[int, Field(strict=True, ge=1, le=1_000_000), Unit.COUNT]
 Reserve = Annotated[int, Field(strict=True, ge=0, le=1_000_000), Unit.COUNT]
 # Slower than one order in a thousand seconds, the ledger's clock arithmetic would leave its integers.
 Rate = Annotated[
-    Annotated[Decimal, Field(ge=Decimal("0.001"), le=1_000_000, allow_inf_nan=False)] | Unlimited, Unit.RATE
+    Annotated[_Number, Field(ge=Decimal("0.001"), le=1_000_000, allow_inf_nan=False)] | Unlimited, Unit.RATE
 ]
-Fee = Annotated[Decimal, Field(ge=0, le=1000, allow_inf_nan=False), Unit.BPS]
-Buffer = Annotated[Decimal, Field(ge=0, le=5000, allow_inf_nan=False), Unit.BPS]
+Fee = Annotated[_Number, Field(ge=0, le=1000, allow_inf_nan=False), Unit.BPS]
+Buffer = Annotated[_Number, Field(ge=0, le=5000, allow_inf_nan=False), Unit.BPS]
 
 
 def _hours(value: list[str]) -> list[str]:
