@@ -270,7 +270,7 @@ class Replay:
         if row.kind == "REJECTED":
             self._count_rejection("a|rejects", "account")
             self._count_rejection(f"s|{order.strategy}|rejects", f"strategy|{order.strategy}")
-        order.left = 0
+        order.left = order.realised = 0
         order.status, order.changed_us, order.reason = row.kind, row.us, data["reason"]
         order.expires_us = row.us + KEPT_TERMINAL_US
 

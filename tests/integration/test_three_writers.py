@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 
+from cluster.audit import verify
 from cluster.ledger import Ledger
 from conf.settings import RedisSettings
 from tests.books import ACCOUNT, Books
@@ -102,7 +103,7 @@ LIMITS: list[tuple[str, str]] = [
     ("account|max_open_orders", "100"),
     ("product|BTC-USD|max_open_orders", "100"),
     ("strategy|manual|max_open_orders", "100"),
-    ("product|BTC-USD|max_position", "1000"),
+    ("product|BTC-USD|max_position_lots", "1000"),
     ("account|max_gross_exposure", "100000000"),
     ("strategy|manual|max_gross_exposure", "100000000"),
     ("cash", "100600000"),
@@ -122,11 +123,11 @@ async def test_of_three_hundred_orders_exactly_the_hundred_there_is_room_for_are
     answers = writers.ask(asked)
     assert Counter(kind for answer in answers for kind, *_ in answer) == {"ACCEPTED": 100, "DENIED": 200}
     book = await books.book()
-    assert (book["a|open_orders"], book["a|open_notional"], book["reserved"]) == (100, 10**8, 100_600_000)
+    assert (book["a|open_orders"], book["a|buy_notional"], book["reserved"]) == (100, 10**8, 100_600_000)
     accepted = {answer["client_order_id"] for row in answers for _, yes, answer in row if yes}
     outbox = [order_id for _, order_id in await books.outbox()]
     assert sorted(outbox) == sorted(accepted)
-    assert await books.ledger.verify(ACCOUNT) == []
+    assert await verify(books.ledger, ACCOUNT) == []
 
 
 async def test_the_last_unit_goes_to_one_of_three(books: Books, writers: Writers) -> None:
@@ -148,7 +149,7 @@ async def test_the_same_ids_from_all_three_are_reserved_once_with_one_answer(
     assert sum(accepted for _, accepted, _ in answers[0]) == 60
     assert Counter(await books.outbox()).most_common(1)[0][1] == 1
     assert len(await books.outbox()) == len(await ledger.open_orders(ACCOUNT)) == 60
-    assert await ledger.verify(ACCOUNT) == []
+    assert await verify(ledger, ACCOUNT) == []
 
 
 async def test_of_three_bodies_with_one_id_one_is_decided_and_two_conflict(books: Books, writers: Writers) -> None:
@@ -158,4 +159,4 @@ async def test_of_three_bodies_with_one_id_one_is_decided_and_two_conflict(books
     for row in zip(*answers, strict=True):
         assert sorted(kind for kind, *_ in row) == ["ACCEPTED", "CONFLICT", "CONFLICT"]
     assert (await books.book())["a|open_orders"] == 50
-    assert await books.ledger.verify(ACCOUNT) == []
+    assert await verify(books.ledger, ACCOUNT) == []
