@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from cluster.demo import _halt, _resume
 from cluster.ledger import Ledger
 from cluster.limit_records import CALENDAR, account_records, desk_records
 from cluster.local import API_KEY_FILE, write_private
@@ -504,3 +505,15 @@ def test_who_may_not_halt_learns_it_from_the_watch(shell: Shell) -> None:
         terminal.press("q")
     finally:
         assert terminal.end() == 0
+
+
+# -- the demonstration -------------------------------------------------------------------------------------------------
+
+
+def test_the_demonstration_halts_and_resumes_with_two_people_and_undoes_a_killed_one(shell: Shell) -> None:
+    mark = shell.folder / "mark"
+    for _ in range(2):
+        _halt(mark)
+        assert (shell.state(), mark.exists()) == ("HALTED", True)
+        assert _resume(mark) == "SAME_PERSON"
+        assert (shell.state(), mark.exists()) == ("ACTIVE", False)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 COMMANDS = [
     "up", "down", "status", "demo", "ingest", "backtest", "sweep", "report",
     "data ls", "data check", "data rm", "jobs ls", "jobs show", "jobs logs", "jobs stop",
-    "risk status", "risk halt", "risk resume", "risk verify", "orders submit", "orders ls", "orders cancel",
+    "risk status", "risk halt", "risk resume", "risk approvals", "risk approve", "risk refuse", "risk alerts",
+    "risk watch", "risk verify", "limits show", "limits set", "limits proposals", "limits approve", "limits refuse",
+    "limits history", "keys create", "keys list", "keys revoke", "orders submit", "orders ls", "orders cancel",
+    "audit show", "audit verify", "audit archive", "audit reset",
 ]  # fmt: skip
 
 
@@ -109,13 +113,20 @@ def test_bad_input_is_one_clear_line_and_an_exit_code(
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_halt_and_resume_by_command_and_the_books_are_proven(desk: Desk) -> None:
+def test_halt_and_resume_by_command_and_the_books_are_proven(desk: Desk, tmp_path: Path) -> None:
     (changed,) = as_json(desk, "risk halt", "--scope", "strategy", "--name", "stopped", "--reason", "a test")
     assert (changed["account"], changed["scope"], changed["state"]) == ("main", "strategy|stopped", "HALTED")
     denied = run(desk, "orders submit -p BTC-USD --side BUY -q 0.001 --strategy stopped", "--json")
     assert denied.returncode == 1
     assert json.loads(denied.stdout)["code"] == "TRADING_HALTED"
-    as_json(desk, "risk resume", "--scope", "strategy", "--name", "stopped", "--reason", "the test is over")
+    words = ("--scope", "strategy", "--name", "stopped", "--reason", "the test is over")
+    (proposal,) = as_json(desk, "risk resume", *words)
+    alone = run(desk, "risk approve", proposal["id"], "--json")
+    assert json.loads(alone.stdout)["error"]["code"] == "SAME_PERSON"
+    second = tmp_path / "second.key"
+    as_json(desk, "keys create", "--person", "second", "--scopes", "resume", "--out", str(second))
+    approved = as_json(desk, "risk approve", proposal["id"], "--key-file", str(second))
+    assert approved["outcome"] == "APPLIED"
     accepted = as_json(desk, "orders submit -p BTC-USD --side BUY -q 0.001 -l 1000.00 --strategy stopped --id by-cli-1")
     assert accepted["verdict"] == "ACCEPTED"
     assert as_json(desk, "orders cancel by-cli-1")["cancel"] in {"CANCELLED", "REQUESTED"}
