@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from hdrh.histogram import HdrHistogram
 
+from cluster.audit import verify, verify_chain
 from cluster.ledger import Ledger, account_base
 from tests.faults.open_loop import DECIDED, Answer
 
@@ -125,8 +126,12 @@ def load_figures(answers: list[Answer]) -> dict[str, float]:
 
 async def unproven(ledger: Ledger, account: str) -> list[str]:
     """What the desk's own proof finds wrong: counters against reservations, and all against the entries replayed."""
-    different = await ledger.prove(account)
-    return [f"prove: {different} counters differ"] if different else []
+    found = [f"{d.what}: booked {d.booked}, computed {d.computed}" for d in await verify(ledger, account)]
+    found += [str(finding) for finding in (await verify_chain(ledger, account, None)).findings]
+    for scope in (account, None):
+        if different := await ledger.prove(scope):
+            found.append(f"prove: {different} counters of {scope or 'the desk'} differ")
+    return found
 
 
 async def _orders(ledger: Ledger, account: str, ids: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -12,14 +12,21 @@ import pytest
 import yaml
 
 from cluster import local
-from conf.settings import ServeSettings, load_settings
+from conf.settings import CONF_DIR, ServeSettings, load_settings, read_mapping
 from tests.faults.report import FAULT
 from tests.servers import KINDS, Server, binary
 from tests.system.client import Desk
-from tests.system.conftest import LIMITS
 
 PLUGIN: Final = "fault-run"
 """The plugin of ``make faults``; where it is registered the whole set runs."""
+
+# What would latch a halt of its own accord, or stop a test of thousands of orders, in the limits the desk comes with.
+_LOOSENED: Final[dict[str, Any]] = {
+    **dict.fromkeys(("max_daily_loss", "max_drawdown_percent", "max_rejects", "max_venue_errors"), "unlimited"),
+    **dict.fromkeys(("max_order_to_trade", "reference_halt_ms", "volatility_percent"), "unlimited"),
+    "max_open_orders": 100_000,
+    "reference_stale_ms": 60_000,
+}
 
 Report = Callable[..., None]
 
@@ -80,11 +87,11 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """A real desk of its own with limits that stop nothing; at the end every process of it is gone."""
+    """A real desk of its own, every control on; at the end every process of it is gone."""
     os.environ.setdefault("NUMBA_CACHE_DIR", str(local.NUMBA_CACHE_DIR))
     folder = tmp_path_factory.mktemp("desk")
     limits = folder / "limits.yaml"
-    limits.write_text(yaml.safe_dump(LIMITS))
+    limits.write_text(yaml.safe_dump(_loosened(read_mapping(CONF_DIR / "limits.yaml"))))
     settings = load_settings("paper", folder / "state")
     # The venue's own pace would be the slowest part, and a backlog of it is not what is tested.
     changes = {
@@ -106,6 +113,12 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server of the test's own, Valkey and then Redis, that writes to disk before it answers, as the desk's does."""
     folder = tmp_path / "server"
     folder.mkdir()
-    server = Server(binary(request.param), folder, appendfsync="always", **{"aof-load-truncated": "yes"})
+    server = Server(binary(request.param), folder, appendfsync="always")
     with server.running():
         yield server
+
+
+def _loosened(limits: Any) -> Any:
+    if not isinstance(limits, dict):
+        return limits
+    return {name: _LOOSENED.get(name, _loosened(value)) for name, value in limits.items()}

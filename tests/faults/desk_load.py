@@ -55,10 +55,8 @@ class Load:
     def __enter__(self) -> Self:
         argv = [sys.executable, "-m", "tests.faults.open_loop"]
         self._process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE)
-        assert self._process.stdin is not None
         # The key goes by the pipe, not by the command line, where every user of the machine could read it.
-        self._process.stdin.write(msgspec.json.encode(self._asked) + b"\n")
-        self._process.stdin.flush()
+        self._tell(msgspec.json.encode(self._asked))
         return self
 
     def __exit__(
@@ -67,27 +65,38 @@ class Load:
         self._process.kill()
         self._process.communicate()
 
+    def _tell(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + b"\n")
+        self._process.stdin.flush()
+
     def answers(self) -> list[Answer]:
         """Those that are final so far."""
         return read_answers(self._file)
 
-    def await_steady(self, timeout_s: float = 25.0) -> None:
-        """Wait for five seconds in which the desk is as it should be; without them latencies will be void."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            time.sleep(0.5)
-            since_s = time.time() - GATE_S
-            late = [answer for answer in self.answers() if answer.due_s >= since_s]
-            waits_ms = sorted(answer.first_ms for answer in late)
-            whole = len(late) >= 0.9 * GATE_S * self._rate_per_s and all(answer.first in DECIDED for answer in late)
-            if whole and waits_ms[int(0.95 * len(waits_ms))] < GATE_P95_MS:
-                self.steady = True
+    def await_steady(self, timeout_s: float = 20.0) -> None:
+        """Wait for five seconds in which the desk is as it should be.
+
+        A machine that cannot carry the rate gets half of it, twice at most; then latencies are void.
+        """
+        for _ in range(3):
+            deadline = time.monotonic() + timeout_s
+            while not self._steady_now() and time.monotonic() < deadline:
+                time.sleep(0.5)
+            self.steady = self._steady_now()
+            if self.steady:
                 break
-            if time.monotonic() > deadline:
-                self.steady = False
-                break
+            self._rate_per_s /= 2
+            self._tell(str(self._rate_per_s).encode())
         # Figures are those of the fault and what surrounds it, not of a desk that is still warming up.
         self.begin_s = time.time() - GATE_S
+
+    def _steady_now(self) -> bool:
+        since_s = time.time() - GATE_S
+        late = [answer for answer in self.answers() if answer.due_s >= since_s]
+        waits_ms = sorted(answer.first_ms for answer in late)
+        whole = len(late) >= 0.9 * GATE_S * self._rate_per_s and all(answer.first in DECIDED for answer in late)
+        return whole and waits_ms[int(0.95 * len(waits_ms))] < GATE_P95_MS
 
     def await_service(self, timeout_s: float = 90.0) -> float:
         """Wait until an order that was due from now on is accepted at its first try; seconds it took."""
@@ -113,7 +122,10 @@ class Load:
 
     def figures(self) -> dict[str, Any]:
         """Of the orders that were due since the gate."""
-        return load_figures([a for a in self.answers() if a.due_s >= self.begin_s]) | {"steady": self.steady}
+        return load_figures([a for a in self.answers() if a.due_s >= self.begin_s]) | {
+            "orders_per_s": self._rate_per_s,
+            "steady": self.steady,
+        }
 
 
 def bodies(chance: random.Random, count: int = 100) -> list[dict[str, Any]]:

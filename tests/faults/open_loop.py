@@ -5,7 +5,8 @@ order has a time at which it is due; its latency counts from then. An order that
 same id, within a budget that all orders share, so that a fault is not answered by a storm of repeats.
 
 ``python -m tests.faults.open_loop`` is the generator for HTTP, in a process of its own so that what a test does
-meanwhile costs it nothing: a line of JSON (``Asked``) on standard input starts it, the end of standard input ends it.
+meanwhile costs it nothing. A line of JSON (``Asked``) on standard input starts it, a number is a new rate, the end of
+standard input ends it.
 """
 
 from __future__ import annotations
@@ -71,13 +72,16 @@ class OpenLoop:
         """``send(client_order_id)`` makes one try; the undecided is repeated until ``persist_s`` after it was due."""
         self._send = send
         self._name = name
-        self._interval_s = 1 / rate_per_s
+        self._rate_per_s = rate_per_s
         self._persist_s = persist_s
         self._file: TextIO = file.open("a", buffering=1)
         self._random = random.Random(seed)
-        self._repeats_per_s = rate_per_s * REPEATS_PER_ORDER
         self._next_repeat_s = 0.0
         self._stopping = asyncio.Event()
+
+    def set_rate(self, rate_per_s: float) -> None:
+        """From the next order on."""
+        self._rate_per_s = rate_per_s
 
     def stop(self) -> None:
         """Send no new order; ``run`` returns when those under way have ended."""
@@ -85,13 +89,13 @@ class OpenLoop:
 
     async def run(self) -> None:
         """Send until ``stop``, then wait for what is under way."""
-        begin_s, number = time.time(), 0
+        due_s, number = time.time(), 0
         async with asyncio.TaskGroup() as orders:
             while not self._stopping.is_set():
-                due_s = begin_s + number * self._interval_s
                 await asyncio.sleep(max(0.0, due_s - time.time()))
                 orders.create_task(self._one(f"{self._name}-{number}", due_s))
                 number += 1
+                due_s += 1 / self._rate_per_s
         self._file.close()
 
     async def _one(self, client_order_id: str, due_s: float) -> None:
@@ -116,7 +120,7 @@ class OpenLoop:
         """Longer with each try and never in step with the others; and not before the shared budget allows it."""
         own_s = min(BACKOFF_S[0] * 2 ** (tries - 1), BACKOFF_S[1]) * self._random.uniform(0.5, 1.5)
         now_s = time.time()
-        self._next_repeat_s = max(self._next_repeat_s, now_s) + 1 / self._repeats_per_s
+        self._next_repeat_s = max(self._next_repeat_s, now_s) + 1 / (self._rate_per_s * REPEATS_PER_ORDER)
         await asyncio.sleep(max(own_s, self._next_repeat_s - now_s))
 
 
@@ -165,7 +169,8 @@ async def _run(asked: Asked) -> None:
 
         load = OpenLoop(send, asked.name, asked.rate_per_s, asked.persist_s, Path(asked.file), asked.seed)
         sending = asyncio.create_task(load.run())
-        await asyncio.to_thread(sys.stdin.read)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            load.set_rate(float(line))
         load.stop()
         await sending
 

@@ -113,11 +113,13 @@ def test_a_rolling_kill_of_all_three_loses_nothing(desk: Desk, tmp_path: Path, r
     await_three(desk)
     with Load(desk, tmp_path, seed=1) as load:
         load.await_steady()
+        back_s = []
         for victim in desk.replicas(REPLICAS):
             begin_s = time.monotonic()
             victim.kill()
+            back_s.append(await_three(desk, begin_s))
             time.sleep(max(0.0, 10 - (time.monotonic() - begin_s)))
-        report(back_to_three_s=await_three(desk, begin_s))
+        report(back_to_three_s=max(back_s))
         load.await_service()
         load.finish()
         report(**load.figures())

@@ -268,7 +268,7 @@ def _filled(disk: Path) -> Iterator[None]:
 async def test_with_the_disk_full_orders_are_refused_until_there_is_room(
     small_disk: Path, report: Report, kind: Kind, appendfsync: str
 ) -> None:
-    server = Server(binary(kind), small_disk, appendfsync=appendfsync, **{"auto-aof-rewrite-percentage": "0"})
+    server = Server(binary(kind), small_disk, appendfsync=appendfsync)
     with server.running():
         async with connected(server.settings) as ledger:
             books = await opened(ledger)
