@@ -17,7 +17,7 @@ import msgspec
 from ray import serve
 
 from cluster.api_keys import READ, TRADE, ApiKey, KeyRing
-from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, Verdict
+from cluster.ledger import Ledger, LedgerError, LedgerUnavailable
 from cluster.risk import ORDER_BYTES_MAX, InvalidOrder, check_order, read_order
 from conf.settings import load_secrets, load_settings
 from serve_apps.listener import Listener
@@ -107,25 +107,28 @@ class OrdersApp:
     async def _submit(self, key: ApiKey, body: bytes) -> Answer:
         order = _order(key, body)
         product = await self._product(order.product_id)
-        asked = self._ledger.reserve(order, product, key.key_id, check_order(order, product))
-        verdict = await self._decided(order, asked)
+        denials = check_order(order, product)
+        try:
+            verdict = await self._ledger.reserve(order, product, key.key_id, denials)
+        except LedgerUnavailable as error:
+            raise await self._undecided(order, error) from None
         return answer_of(verdict, order.account, product)
 
     async def _check(self, key: ApiKey, body: bytes) -> Answer:
         order = _order(key, body)
         product = await self._product(order.product_id)
-        asked = self._ledger.check(order, product, key.key_id, check_order(order, product))
-        verdict = await self._decided(order, asked)
+        denials = check_order(order, product)
+        try:
+            verdict = await self._ledger.check(order, product, key.key_id, denials)
+        except LedgerUnavailable as error:
+            raise await self._undecided(order, error) from None
         return 200, check_of(verdict, order.account, product), {}
 
-    async def _decided(self, order: Order, asked: Awaitable[Verdict]) -> Verdict:
-        try:
-            return await asked
-        except LedgerUnavailable as error:
-            # An account that nobody has opened is never reconciled: to come again would not help.
-            if str(error).startswith(RECONCILING) and order.account not in await self._ledger.accounts():
-                raise unknown_account(order.account) from None
-            raise
+    async def _undecided(self, order: Order, error: LedgerUnavailable) -> Exception:
+        # An account that nobody has opened is never reconciled: to come again would not help.
+        if str(error).startswith(RECONCILING) and order.account not in await self._ledger.accounts():
+            return unknown_account(order.account)
+        return error
 
     async def _show(self, key: ApiKey, account: str, client_order_id: str) -> Answer:
         if not key.may(READ, account):
