@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -18,23 +17,21 @@ from fastapi import Depends, FastAPI, Header, HTTPException
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.ledger import account_base, fingerprint, value_scale
-from cluster.risk import DECIMAL_PATTERN, ID_PATTERN, NAME_PATTERN, PRODUCT_PATTERN, check_order
-from strategies.model import Order, OrderType, Product, Side, TimeInForce
+from cluster.ledger import _packed, account_base
+from cluster.risk import (
+    DECIMAL_PATTERN,
+    ID_PATTERN,
+    NAME_PATTERN,
+    PRODUCT_PATTERN,
+    VERSION_PATTERN,
+    check_order,
+)
+from strategies.model import Order, OrderType, Side, TimeInForce
+from tests.bench.account import PRODUCT
 
 PEPPER = os.environ.get("BENCH_PEPPER", "")
 KEY_HASH = os.environ.get("BENCH_KEY_HASH", "")
-PRODUCT = Product(
-    "BTC-USD",
-    "BTC",
-    "USD",
-    Decimal("0.00000001"),
-    Decimal("0.01"),
-    Decimal("0.00001"),
-    Decimal("3400"),
-    Decimal("1"),
-    Decimal("10000000"),
-)
+# Each worker has its own; the library's default of connections is without a bound.
 client = redis.asyncio.Redis(
     port=int(os.environ.get("BENCH_REDIS_PORT", "0")),
     password=os.environ.get("BENCH_REDIS_PASSWORD"),
@@ -56,6 +53,7 @@ class OrderBody(BaseModel):
     type: Literal["LIMIT"]
     quantity: Annotated[str, Field(pattern=DECIMAL_PATTERN)]
     limit_price: Annotated[str, Field(pattern=DECIMAL_PATTERN)]
+    strategy_version: Annotated[str, Field(pattern=VERSION_PATTERN)]
 
 
 async def api_key(authorization: Annotated[str, Header()]) -> str:
@@ -80,13 +78,10 @@ async def submit(body: OrderBody, key_id: Annotated[str, Depends(api_key)]) -> A
         TimeInForce.GTC,
         Decimal(body.quantity),
         Decimal(body.limit_price),
+        strategy_version=body.strategy_version,
     )
     if check_order(order, PRODUCT):
         raise HTTPException(422)
-    assert order.limit_price is not None
-    arguments: list[Any] = [order.client_order_id, fingerprint(order), order.strategy, order.product_id]
-    arguments += [order.side, order.type, order.time_in_force, str(order.quantity), str(order.limit_price), "0"]
-    arguments += [str(PRODUCT.lots(order.quantity)), str(PRODUCT.ticks(order.limit_price))]
-    arguments += [*(str(n) for n in value_scale(PRODUCT)), key_id, []]
-    kind, answer = await client.fcall("tt_reserve", 1, account_base(order.account), json.dumps(arguments))
-    return JSONResponse({"kind": kind, "answer": answer}, 201 if kind in {"ACCEPTED", "REPEATED"} else 422)
+    packed = _packed(order, PRODUCT, key_id, (), 0)
+    reply = await client.fcall("tt_reserve", 1, account_base(order.account), packed)
+    return JSONResponse({"kind": reply[0], "answer": reply[2:]}, 201 if reply[0] in {"ACCEPTED", "REPEATED"} else 422)
