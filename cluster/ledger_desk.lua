@@ -186,7 +186,7 @@ local function move_group(ctx, product, before, after)
 end
 
 -- Writes changed records ({scope -> text, or false: removed}); returns the new version.
-local function apply_limits(ctx, before, changes, by, baseline)
+local function apply_limits(ctx, before, changes, by, baseline, reason)
   local base, scopes = ctx.base, {}
   for scope in pairs(changes) do
     scopes[#scopes + 1] = scope
@@ -199,7 +199,7 @@ local function apply_limits(ctx, before, changes, by, baseline)
       move_group(ctx, product, before[scope], changes[scope] or nil)
     end
   end
-  audit(ctx, 'LIMITS', text(version), by, { version = version, changed = changes })
+  audit(ctx, 'LIMITS', text(version), by, { version = version, changed = changes, reason = reason })
   redis.call('HLEN', base .. ':state')
   redis.call('SCARD', DESK .. ':accounts')
   finish(ctx)
@@ -378,7 +378,7 @@ local function approve(keys, args)
       return { 'CHANGED', 'the limits have changed since: version ' .. (before.version or '0') }
     end
     audit(ctx, 'APPROVED', id, args[3], approved)
-    apply_limits(ctx, before, payload.changes, by, '')
+    apply_limits(ctx, before, payload.changes, by, '', proposal.reason)
   end
   proposal.status, proposal.approved_by, proposal.approver = 'APPLIED', args[3], args[4]
   write_proposal(base, proposal)
@@ -437,7 +437,7 @@ local function set_limits(keys, args)
   redis.call('HLEN', base .. ':approvals')
   local ctx, version = begin(base, now_us()), integer(before.version or '0')
   if next(now) ~= nil then
-    version = apply_limits(ctx, before, now, by, baseline)
+    version = apply_limits(ctx, before, now, by, baseline, args[3])
   elseif baseline ~= '' then
     redis.call('HSET', base .. ':limits', 'baseline', baseline)
   end

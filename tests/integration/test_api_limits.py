@@ -283,6 +283,7 @@ async def test_the_history_tells_who_when_and_why_newest_first(desk: ApiDesk) ->
     newest = only(answer["entries"], kind="LIMITS", version=3)
     assert [(row["before"], row["after"]) for row in newest["changes"]] == [("7, warns above 5", "9, warns above 7")]
     assert " and " in newest["by"]
+    assert [entry["reason"] for entry in answer["entries"] if entry["kind"] == "LIMITS"] == ["drill", "drill", ""]
     newest_only = (await desk.get("/v1/limits/history", params={"account": "main", "limit": 1})).json()
     assert [entry["kind"] for entry in newest_only["entries"]] == ["REFUSED"]
     assert newest_only["complete"] is False
