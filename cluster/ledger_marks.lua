@@ -319,8 +319,8 @@ local function set_reference(keys, args)
       'the market is crossed')
   end
   end_mark(ctx, mark)
-  redis.call('HSET', base .. ':reference', unpack(flat))
   finish(ctx)
+  redis.call('HSET', base .. ':reference', unpack(flat))
   return text(now_ms)
 end
 

@@ -11,7 +11,7 @@ end
 -- What a terminal order leaves: no reservation, and a record that is kept for a while.
 local function close(base, id, order)
   redis.call('ZREM', base .. ':open', id)
-  redis.call('ZREM', base .. ':resting:' .. order.product .. ':' .. order.side, id)
+  redis.call('ZREM', resting_key(base, order.product, order.side), id)
   redis.call('EXPIRE', base .. ':order:' .. id, KEPT_TERMINAL_S)
   redis.call('EXPIRE', base .. ':fills:' .. id, KEPT_TERMINAL_S)
 end
@@ -62,6 +62,7 @@ local function free(ctx, id, order, status, reason, by)
   if status == 'REJECTED' then
     count_rejection(ctx, order)
   end
+  redis.call('ZCARD', resting_key(base, order.product, order.side))
   finish(ctx)
   set_order(base, ctx.us, id, status, 'reserved_lots', '0', 'reserved_notional', '0', 'reserved_cash', '0', 'realised', '0',
     'reason', reason)
@@ -97,18 +98,17 @@ local function ack(keys, args)
   end
   local key = base .. ':order:' .. id
   local before = redis.call('HGET', key, 'status')
-  sound(base)
+  local moves = before == 'SENT' or (before == 'UNKNOWN' and status == 'OPEN')
+  if moves then
+    local ctx = begin(base, now_us())
+    audit(ctx, status, id, 'execution', { venue_order_id = args[4] })
+    finish(ctx)
+    set_order(base, ctx.us, id, status)
+  end
   if args[4] ~= '' and before then
     redis.call('HSET', key, 'venue_order_id', args[4])
   end
-  if not (before == 'SENT' or (before == 'UNKNOWN' and status == 'OPEN')) then
-    return { before or 'NOT_FOUND' }
-  end
-  local ctx = begin(base, now_us())
-  audit(ctx, status, id, 'execution', { venue_order_id = args[4] })
-  finish(ctx)
-  set_order(base, ctx.us, id, status)
-  return { status }
+  return { moves and status or before or 'NOT_FOUND' }
 end
 
 -- What a fill does to lots, cost and realised profit under one prefix, in micros: what a rounding leaves stays in the
@@ -241,12 +241,13 @@ local function fill(keys, args)
 
   local status = not was_open and order.status or ended and 'FILLED' or 'PARTIALLY_FILLED'
   local stamp = was_open and text(ctx.us) or order.changed_us
+  local filled_value, fees = text(integer(order.filled_value) + value), text(integer(order.fees) + fee)
+  redis.call('ZCARD', resting_key(base, order.product, order.side))
   finish(ctx)
   redis.call('SADD', base .. ':fills:' .. id, trade)
   redis.call('HSET', base .. ':order:' .. id, 'status', status, 'changed_us', stamp, 'reserved_lots', text(left),
     'reserved_notional', text(notional), 'reserved_cash', text(cash), 'filled_lots', text(filled),
-    'filled_value', text(integer(order.filled_value) + value), 'fees', text(integer(order.fees) + fee),
-    'realised', text(kept))
+    'filled_value', filled_value, 'fees', fees, 'realised', text(kept))
   if TERMINAL[status] then
     close(base, id, order)
   end
