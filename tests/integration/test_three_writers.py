@@ -98,17 +98,23 @@ def writers(each_server: RedisSettings) -> Iterator[Writers]:
     writers.stop()
 
 
+SCOPES: Final = ("global", "account", "strategy|manual", "product|BTC-USD", "key|*")
 LIMITS: list[tuple[str, str]] = [
     # limit, its value: room for 100 of the 300 buys of 10 lots at 10,000 ticks
-    ("account|max_open_orders", "100"),
-    ("product|BTC-USD|max_open_orders", "100"),
-    ("strategy|manual|max_open_orders", "100"),
+    *((f"{scope}|max_open_orders", "100") for scope in SCOPES),
+    *((f"{scope}|max_open_notional", "100000000") for scope in SCOPES),
+    *((f"{scope}|max_daily_orders", "100") for scope in SCOPES),
+    *((f"{scope}|max_daily_turnover", "100000000") for scope in SCOPES),
+    *((f"{scope}|max_gross_exposure", "100000000") for scope in (*SCOPES[:4], "group|majors")),
+    *((f"{scope}|max_net_exposure", "100000000") for scope in SCOPES[:3]),
+    *((f"{scope}|order_burst", "100") for scope in SCOPES),
+    ("account|message_burst", "100"),
+    ("account|max_order_to_trade", "100"),
     ("product|BTC-USD|max_position_lots", "1000"),
-    ("account|max_gross_exposure", "100000000"),
-    ("strategy|manual|max_gross_exposure", "100000000"),
+    ("product|BTC-USD|max_strategy_position_lots", "1000"),
     ("cash", "100600000"),
-    ("rate", "100"),
 ]
+HOUR_US: Final = "3600000000"
 
 
 @pytest.mark.parametrize(("limit", "value"), LIMITS, ids=[row[0] for row in LIMITS])
@@ -116,8 +122,8 @@ async def test_of_three_hundred_orders_exactly_the_hundred_there_is_room_for_are
     books: Books, writers: Writers, limit: str, value: str
 ) -> None:
     limits = {limit: value} if "|" in limit else {}
-    if limit == "rate":
-        limits = {"account|order_interval_us": "3600000000", "account|order_burst": value}
+    if limit.endswith("_burst"):
+        limits[limit.replace("_burst", "_interval_us")] = HOUR_US
     await books.open(cash=int(value) if limit == "cash" else 10**15, limits=limits)
     asked: list[Asked] = [[(f"{writer}-{n}", {}) for n in range(100)] for writer in range(WRITERS)]
     answers = writers.ask(asked)
