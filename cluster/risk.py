@@ -190,6 +190,7 @@ def _size_denials(order: Order, product: Product, scope: str) -> list[Denial]:
         message = "more increments than can be counted"
         found.append(Denial("VALUE_TOO_LARGE", message, scope, str(most), str(LEDGER_INTEGER_MAX), "increments"))
     elif lots is not None and order.limit_price is not None and ticks is not None:
+        # What a market order is worth only the ledger can say, which knows the price.
         found += _notional_denials(EXACT.multiply(order.quantity, order.limit_price), product, scope)
     return found
 
