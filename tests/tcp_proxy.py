@@ -65,6 +65,7 @@ class Proxy:
         self._random = random.Random(seed)
         self._links: set[_Link] = set()
         self._loop = asyncio.new_event_loop()
+        self._serving: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name=f"proxy-{self.port}", daemon=True)
 
     @property
@@ -97,7 +98,7 @@ class Proxy:
 
     def stop(self) -> None:
         """Reset what is open and end the thread."""
-        self._in_loop(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
+        self._in_loop(lambda: self._serving is not None and self._serving.cancel())
         self._thread.join(10)
         assert not self._thread.is_alive()
 
@@ -131,13 +132,16 @@ class Proxy:
         self._loop.close()
 
     async def _serve(self) -> None:
+        self._serving = asyncio.current_task()
         server = await asyncio.start_server(self._connected, sock=self._listener)
         try:
             await asyncio.get_running_loop().create_future()
         finally:
             server.close()
-            self._reset_all()
-            await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+            # A connection accepted a moment ago becomes a link only when its task has begun; until then it cannot end.
+            while others := asyncio.all_tasks() - {asyncio.current_task()}:
+                self._reset_all()
+                await asyncio.wait(others, timeout=0.05)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
