@@ -6,6 +6,7 @@ XRP-USD: a lot is 0.01 XRP, a tick 0.00001 USD, a lot at a tick a tenth of a mic
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -303,7 +304,8 @@ class Books:
 
     async def keys(self) -> dict[str, Any]:
         """Everything the server holds, to compare before and after."""
-        return {key: await self._content(key) for key in sorted(await self.ledger._direct("KEYS", "*"))}
+        names = sorted(await self.ledger._direct("KEYS", "*"))
+        return dict(zip(names, await asyncio.gather(*map(self._content, names)), strict=True))
 
     async def _content(self, key: str) -> Any:
         kind = await self.ledger._direct("TYPE", key)

@@ -1,21 +1,26 @@
-"""The ledger as a plain Python model, written from the rules, not from ledger.lua: slow, obvious, all in integers."""
+"""The ledger as a plain Python model, written from the rules, not from the Lua: slow, obvious, all in integers.
+
+Here is what a desk holds and what happens to it; what an order is compared with is in ledger_rules.py, how limits are
+read in ledger_limits.py. Sums are made anew each time from orders and positions: no counter that could drift.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
-from strategies.model import Order, Side
-from tests.books import BUFFER_PPM, FEE_PPM, QUOTES, STRATEGIES, UNLIMITED
+from strategies.model import Order, Side, TimeInForce
+from tests.properties.ledger_limits import UNLIMITED, Record, day_number, merged, within_hours
 
 # Micros that a lot is worth at a tick, as (numerator, denominator).
 SCALES: Final = {"BTC-USD": (10, 1), "XRP-USD": (1, 10)}
 ENDED: Final = frozenset({"DENIED", "FILLED", "CANCELLED", "REJECTED", "EXPIRED"})
 LEVELS: Final = {"ACTIVE": 0, "REDUCING": 1, "HALTED": 2, "CANCEL_ALL": 3}
-Rule = tuple[str, str, str, str]
-"""(code, scope, value, limit) of a broken rule."""
+SIDES: Final = {Side.BUY: "buy", Side.SELL: "sell"}
+RECENT_MAX: Final = 15
+PPM: Final = 1_000_000
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -28,162 +33,587 @@ def value_up(product: str, lots: int, ticks: int) -> int:
     return ceil_div(lots * ticks * numerator, denominator)
 
 
+class Quote(NamedTuple):
+    """A reference: prices in ticks, sizes in lots (0 = unknown), times in server milliseconds."""
+
+    bid: int
+    ask: int
+    set_ms: int = 0
+    bid_lots: int = 0
+    ask_lots: int = 0
+    anchor_mid2: int = 0
+    anchor_ms: int = 0
+    volatile_until_ms: int = 0
+
+    @property
+    def mid2(self) -> int:
+        """Twice the middle."""
+        return self.bid + self.ask
+
+
+@dataclass
+class Position:
+    """Lots held (negative = short), what they cost, and what was earned and paid before, in micros."""
+
+    lots: int = 0
+    cost: int = 0
+    realised: int = 0
+    fees: int = 0
+
+    def take(self, sign: int, lots: int, value: int, fee: int) -> int | None:
+        """Book a fill; returns the profit of what it closed, None where it closed nothing."""
+        self.fees += fee
+        closing = min(abs(self.lots), lots) if self.lots * sign < 0 else 0
+        profit = None
+        if closing:
+            of_value, of_cost = value * closing // lots, abs(self.cost) * closing // abs(self.lots)
+            profit = -sign * (of_value - of_cost)
+            self.realised += profit
+            self.cost += sign * of_cost
+            value -= of_value
+        self.cost += sign * value
+        self.lots += sign * lots
+        return profit
+
+    def value(self, product: str, quote: Quote | None) -> int:
+        """Micros at the middle of the market, rounded against us."""
+        if quote is None:
+            return self.cost
+        numerator, denominator = SCALES[product]
+        # Floor does both: of a short's negative value it is the one that owes more.
+        return self.lots * numerator * quote.mid2 // (2 * denominator)
+
+    def gross(self, product: str, quote: Quote | None) -> int:
+        """|value| rounded up to the next tick and micro."""
+        return abs(self.cost) if quote is None else value_up(product, abs(self.lots), ceil_div(quote.mid2, 2))
+
+    def pnl(self, product: str, quote: Quote | None) -> int:
+        """Realised and unrealised profit, fees taken off."""
+        return self.realised - self.fees + self.value(product, quote) - self.cost
+
+
+@dataclass
+class Day:
+    """A scope's figures of one day."""
+
+    number: int = 0
+    orders: int = 0
+    turnover: int = 0
+    pnl_start: int = 0
+    messages: int = 0
+    fills: int = 0
+
+    def text(self) -> str:
+        return f"{self.number} {self.orders} {self.turnover} {self.pnl_start} {self.messages} {self.fills}"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Events counted from the first one until the window's length has passed."""
+
+    start_ms: int
+    count: int
+
+    def text(self) -> str:
+        return f"{self.start_ms} {self.count}"
+
+
 @dataclass
 class Held:
     """An order the ledger knows, and what of its reservation is left."""
 
     order: Order
+    by: str
     lots: int
+    ticks: int | None
     notional: int
     cash: int
     status: str
     left: int = 0
     filled: int = 0
+    profit: int = 0
+    """Of the exits it has made so far, fees taken off; what a loss streak is counted by."""
     trades: set[str] = field(default_factory=set)
-    cancel_asked: bool = False
+    cancel_waits: bool = False
 
     @property
     def open(self) -> bool:
         """Whether it holds a reservation."""
         return self.status not in ENDED
 
+    @property
+    def rests_at(self) -> int | None:
+        """Its price in ticks where it may stand in the venue's book."""
+        return self.ticks if self.order.time_in_force is TimeInForce.GTC else None
+
     def share(self, amount: int) -> int:
         """The unfilled lots' part of ``amount``, rounded up."""
         return ceil_div(amount * self.left, self.lots)
 
-    def covers(self, scope: str) -> bool:
-        """Whether the order counts for a scope."""
-        strategy, product = f"strategy|{self.order.strategy}", f"product|{self.order.product_id}"
-        return scope in {"global", "account", strategy, product}
+    def prefixes(self) -> tuple[str, ...]:
+        """The prefixes in the book of the scopes that count its orders and days."""
+        return ("a", f"s|{self.order.strategy}", f"p|{self.order.product_id}", f"k|{self.by}")
 
 
-class Model:
-    """One account."""
+@dataclass
+class Proposal:
+    """What waits for a second person: a scope to resume, or limits with the version they were asked for at."""
 
-    def __init__(self, cash: int, lots: Mapping[str, int]) -> None:
-        """Cash and positions that cost nothing, every limit unlimited, every scope active."""
-        self.limits = dict(UNLIMITED)
-        self.states = {"global": "ACTIVE", "account": "ACTIVE"}
-        self.states |= {f"strategy|{name}": "ACTIVE" for name in STRATEGIES}
-        self.states |= {f"product|{name}": "ACTIVE" for name in SCALES}
-        self.quotes = dict(QUOTES)
-        self.cash = cash
-        self.fees = 0
-        self.positions: defaultdict[str, int] = defaultdict(int, lots)
-        self.by_strategy: defaultdict[tuple[str, str], int] = defaultdict(int)
-        self.cost: defaultdict[str, int] = defaultdict(int)
-        self.realised: defaultdict[str, int] = defaultdict(int)
-        self.flow: defaultdict[str, int] = defaultdict(int)
+    kind: str
+    content: tuple[object, ...]
+    person: str
+    status: str = "PENDING"
+
+
+class Holder:
+    """What an account and the desk have in common: limits, states, what waits for approval, an audit."""
+
+    def __init__(self, us: int = 0) -> None:
+        """Nothing is set yet."""
+        self.us = us
+        self.limits: dict[str, str] = {}
+        self.version = 0
+        self.states: dict[str, str] = {}
+        self.causes: dict[str, str] = {}
+        self.proposals: dict[str, Proposal] = {}
+        self.audit: list[tuple[str, str]] = []
+
+    def begin(self, us: int) -> None:
+        """A step at ``us`` by the server's clock."""
+        raise NotImplementedError
+
+    def tighten(self, scope: str, state: str) -> str:
+        """As strict as ``state``; what is stricter stays. Returns the state that holds."""
+        if LEVELS[self.states[scope]] < LEVELS[state]:
+            self.states[scope], self.causes[scope] = state, ""
+        self.audit.append(("STATE", scope))
+        return self.states[scope]
+
+    def latch(self, scope: str, state: str, cause: str) -> bool:
+        """As strict as ``state`` until a person resumes; what is as strict already stays as it is."""
+        if LEVELS[self.states[scope]] >= LEVELS[state]:
+            return False
+        self.states[scope], self.causes[scope] = state, cause
+        self.audit.append(("STATE", scope))
+        return True
+
+    def set_limits(self, wanted: Mapping[str, str]) -> tuple[dict[str, str | None], dict[str, str]]:
+        """What is stricter holds at once, what is looser waits: (written now, None = removed; asked for)."""
+        now: dict[str, str | None] = {}
+        later: dict[str, str] = {}
+        for scope, record in wanted.items():
+            before = self.limits.get(scope)
+            if not self.version or (scope == "calendar" and before and before.split()[0] == record.split()[0]):
+                now |= {scope: record} if record != before else {}
+            elif before is None or scope == "calendar":
+                later |= {scope: record} if record != before else {}
+            else:
+                stricter, looser = merged(before, record)
+                now |= {scope: stricter} if stricter != before else {}
+                later |= {scope: record} if looser else {}
+        now |= {scope: None for scope in self.limits if scope not in wanted}
+        if now:
+            self._write_limits(now)
+        return now, later
+
+    def _write_limits(self, changes: Mapping[str, str | None]) -> None:
+        self.version += 1
+        self.audit.append(("LIMITS", str(self.version)))
+        for scope, record in changes.items():
+            if record is None:
+                del self.limits[scope]
+            else:
+                self.limits[scope] = record
+                if scope.partition("|")[0] in STATEFUL:
+                    self.states.setdefault(scope, "ACTIVE")
+
+    def propose(self, proposal_id: str, kind: str, content: tuple[object, ...], person: str) -> None:
+        """Make a proposal under the ledger's id, unless the same one waits already."""
+        if self.waits(kind, content, person):
+            assert self.proposals[proposal_id] == Proposal(kind, content, person), f"waits under another id: {content}"
+            return
+        assert proposal_id not in self.proposals, f"another proposal has the id {proposal_id}"
+        self.proposals[proposal_id] = Proposal(kind, content, person)
+        self.audit.append(("PROPOSED", proposal_id))
+
+    def waits(self, kind: str, content: tuple[object, ...], person: str) -> bool:
+        """Whether this very proposal is waiting already."""
+        return Proposal(kind, content, person) in self.proposals.values()
+
+    def approve(self, proposal_id: str, digest_is_right: bool, person: str) -> str:
+        """Another person's yes; returns the outcome."""
+        proposal = self.proposals.get(proposal_id)
+        if proposal is None:
+            return "NOT_FOUND"
+        if proposal.status != "PENDING":
+            return "EXPIRED" if proposal.status == "EXPIRED" else "DONE"
+        if proposal.person == person:
+            return "SAME_PERSON"
+        if not digest_is_right:
+            return "CHANGED"
+        if proposal.kind == "RESUME":
+            if self.breached(str(proposal.content[0]), resuming=True):
+                return "STILL_BREACHED"
+            self._resume(str(proposal.content[0]))
+            self.audit.append(("APPROVED", proposal_id))
+        else:
+            version, changes = proposal.content
+            if version != self.version:
+                return "CHANGED"
+            self.audit.append(("APPROVED", proposal_id))
+            assert isinstance(changes, tuple)
+            self._write_limits(dict(changes))
+        proposal.status = "APPLIED"
+        return "APPLIED"
+
+    def refuse(self, proposal_id: str) -> str:
+        """Anybody's no; returns the outcome."""
+        proposal = self.proposals.get(proposal_id)
+        if proposal is None:
+            return "NOT_FOUND"
+        if proposal.status != "PENDING":
+            return "DONE"
+        proposal.status = "REFUSED"
+        self.audit.append(("REFUSED", proposal_id))
+        return "REFUSED"
+
+    def breached(self, scope: str, resuming: bool = False) -> list[str]:
+        """The rules with a latch that a scope breaks as it stands now."""
+        raise NotImplementedError
+
+    def forget(self, cause: str, scope: str) -> None:
+        """What the rule of ``cause`` has counted."""
+
+    def _resume(self, scope: str) -> None:
+        self.forget(self.causes.get(scope, ""), scope)
+        self.states[scope], self.causes[scope] = "ACTIVE", ""
+        self.audit.append(("STATE", scope))
+
+
+STATEFUL: Final = ("global", "account", "strategy", "product")
+
+
+class Desk(Holder):
+    """All accounts together: what is compared with the desk's own limits."""
+
+    def __init__(self) -> None:
+        """No accounts yet."""
+        super().__init__()
+        self.accounts: dict[str, Account] = {}
+        self.peak = 0
+        self.day = Day()
+        self.tat = 0
+
+    def record(self, scope: str) -> Record:
+        """The limits of ``global``."""
+        return Record(self.limits[scope])
+
+    # Each of an account's scope by its prefix in the book; "" is the desk's own, all accounts summed up.
+
+    def _books(self, account: Account | None, prefix: str) -> list[tuple[Account, str]]:
+        if prefix and account is not None:
+            return [(account, prefix)]
+        return [(each, "a") for each in self.accounts.values()]
+
+    def open_in(self, account: Account | None, prefix: str) -> list[Held]:
+        """Orders with a reservation that count for a scope."""
+        return [held for each, own in self._books(account, prefix) for held in each.open_in(own)]
+
+    def open_notional(self, account: Account | None, prefix: str, side: Side | None = None) -> int:
+        """Micros the open orders of a scope still reserve."""
+        return sum(each.open_notional(own, side) for each, own in self._books(account, prefix))
+
+    def gross(self, account: Account | None, prefix: str) -> int:
+        """|positions| at the middle, rounded up."""
+        return sum(each.gross(own) for each, own in self._books(account, prefix))
+
+    def value(self, account: Account | None, prefix: str) -> int:
+        """Positions at the middle, rounded against us."""
+        return sum(each.value(own) for each, own in self._books(account, prefix))
+
+    def pnl(self) -> int:
+        """Of all accounts."""
+        return sum(account.pnl("a") for account in self.accounts.values())
+
+    @property
+    def equity(self) -> int:
+        """Of all accounts."""
+        return sum(account.equity for account in self.accounts.values())
+
+    def today(self, account: Account, prefix: str) -> Day:
+        """A scope's figures of the day."""
+        return account.today(prefix) if prefix else self.day
+
+    def arrival(self, account: Account, prefix: str, interval_us: int, burst: int) -> int:
+        """When the next one would be due by a rate, never further ahead than a full burst (GCRA), in microseconds."""
+        tat = account.tats[prefix] if prefix else self.tat
+        return min(max(tat, self.us), self.us + burst * interval_us)
+
+    def begin(self, us: int) -> None:
+        """A step at ``us``: where a new day has begun, the figures start from what is booked before the step."""
+        self.us, number = us, day_number(us, self.limits["calendar"])
+        if self.day.number != number:
+            self.day = Day(number, pnl_start=self.pnl())
+
+    def breached(self, scope: str, resuming: bool = False) -> list[str]:
+        """DAILY_LOSS, DRAWDOWN."""
+        return losses(self.record(scope), self.day.pnl_start - self.pnl(), self.peak, self.equity)
+
+    def book(self) -> dict[str, int | str]:
+        """Every figure the desk's own book must show."""
+        figures: dict[str, int | str] = {
+            "open_orders": len(self.open_in(None, "")),
+            "gross": self.gross(None, ""),
+            "value": self.value(None, ""),
+            "pnl": self.pnl(),
+            "equity": self.equity,
+            "peak": self.peak,
+            "tat": self.tat,
+            "day": self.day.text(),
+        }
+        for side, name in SIDES.items():
+            figures[f"{name}_notional"] = self.open_notional(None, "", side)
+        return figures
+
+    def tighten(self, scope: str, state: str) -> str:
+        """As of an account; CANCEL_ALL is asked of all of them."""
+        holds = super().tighten(scope, state)
+        for account in self.accounts.values() if state == "CANCEL_ALL" else ():
+            account.cancel_all("account")
+        return holds
+
+
+class Account(Holder):
+    """One account of a desk. Every step begins with ``begin``, which is told the server's clock."""
+
+    def __init__(self, desk: Desk, name: str) -> None:
+        """An account not opened yet, without limits."""
+        super().__init__()
+        self.desk, self.name = desk, name
+        desk.accounts[name] = self
+        self.quotes: dict[str, Quote] = {}
+        self.cash = self.fees = self.peak = 0
+        self.products: defaultdict[str, Position] = defaultdict(Position)
+        self.by_strategy: defaultdict[tuple[str, str], Position] = defaultdict(Position)
+        self.holders: set[tuple[str, str]] = set()
+        """(strategy, product) of every fill."""
+        self.strategy_peaks: defaultdict[str, int] = defaultdict(int)
         self.orders: dict[str, Held] = {}
-        self.rate_used: defaultdict[str, int] = defaultdict(int)
+        self.days: dict[str, Day] = {}
+        self.tats: defaultdict[str, int] = defaultdict(int)
+        self.windows: dict[str, Window] = {}
+        self.streaks: defaultdict[str, int] = defaultdict(int)
+        self.recent: defaultdict[str, list[int]] = defaultdict(list)
+        self.duplicates: dict[tuple[object, ...], int] = {}
         self.outbox: list[tuple[str, str]] = []
 
-    # -- what is open --------------------------------------------------------------------------------------------------
+    def record(self, scope: str) -> Record:
+        """A scope's limits; a key without a record of its own has those of all keys."""
+        if scope == "global":
+            return self.desk.record(scope)
+        if scope.startswith("key|") and scope not in self.limits:
+            return Record(self.limits["key|*"])
+        return Record(self.limits[scope])
 
-    def open_in(self, scope: str) -> list[Held]:
+    def group_of(self, product: str) -> str:
+        """The group a product is in now, - for none."""
+        return self.record(f"product|{product}").words["group"]
+
+    def is_open(self, scope: str) -> bool:
+        """Whether a scope's hours allow new exposure now."""
+        return within_hours(self.record(scope).words["hours"], self.us, self.limits["calendar"])
+
+    # -- figures, made anew from orders and positions ------------------------------------------------------------------
+
+    def open_in(self, prefix: str) -> list[Held]:
         """Orders with a reservation that count for a scope."""
-        return [held for held in self.orders.values() if held.open and held.covers(scope)]
+        kind, _, name = prefix.partition("|")
+        opened = [held for held in self.orders.values() if held.open]
+        if kind == "g":
+            return [held for held in opened if self.group_of(held.order.product_id) == name]
+        return [held for held in opened if prefix in held.prefixes()]
 
-    def open_notional(self, scope: str) -> int:
+    def open_notional(self, prefix: str, side: Side | None = None) -> int:
         """Micros the open orders of a scope still reserve."""
-        return sum(held.share(held.notional) for held in self.open_in(scope))
+        return sum(h.share(h.notional) for h in self.open_in(prefix) if side in {None, h.order.side})
 
     def open_lots(self, product: str, side: Side, strategy: str | None = None) -> int:
         """Lots not filled yet, of one side."""
-        return sum(
-            held.left
-            for held in self.open_in(f"product|{product}")
-            if held.order.side is side and strategy in {None, held.order.strategy}
-        )
+        orders = [h for h in self.open_in(f"p|{product}") if strategy in {None, h.order.strategy}]
+        return sum(held.left for held in orders if held.order.side is side)
 
     def reserved(self) -> int:
         """Cash that open orders hold."""
-        return sum(held.share(held.cash) for held in self.open_in("account"))
+        return sum(held.share(held.cash) for held in self.open_in("a"))
 
-    def gross(self, scope: str) -> int:
-        """Positions at the middle, rounded up, and open orders."""
-        strategy = scope.removeprefix("strategy|")
-        held = self.positions if scope == "account" else {p: self.by_strategy[strategy, p] for p in SCALES}
-        values = (value_up(p, abs(lots), ceil_div(sum(self.quotes[p]), 2)) for p, lots in held.items())
-        return sum(values) + self.open_notional(scope)
+    def positions(self, prefix: str) -> Iterator[tuple[str, Position]]:
+        """(product, position) of a scope: a, p|P, s|S, g|G, sp|S|P; of a key none."""
+        kind, _, name = prefix.partition("|")
+        if kind in {"s", "sp"}:
+            for (strategy, product), position in self.by_strategy.items():
+                if name in {strategy, f"{strategy}|{product}"}:
+                    yield product, position
+            return
+        for product, position in self.products.items():
+            if kind == "a" or (kind, name) in {("p", product), ("g", self.group_of(product))}:
+                yield product, position
 
-    # -- deciding ------------------------------------------------------------------------------------------------------
+    def gross(self, prefix: str) -> int:
+        """|positions| at the middle, rounded up."""
+        return sum(position.gross(p, self.quotes.get(p)) for p, position in self.positions(prefix))
 
-    def decide(self, order: Order, lots: int, ticks: int | None) -> tuple[set[Rule], int, int]:
-        """The rules the order breaks, its notional and the cash it would reserve."""
-        product, (bid, ask) = order.product_id, self.quotes[order.product_id]
-        if order.side is Side.SELL:
-            price = max(ticks or 0, bid)
-        else:
-            price = ticks if ticks is not None else ceil_div(ask * (1_000_000 + BUFFER_PPM), 1_000_000)
-        notional = value_up(product, lots, price)
-        cash = 0 if order.side is Side.SELL else notional + ceil_div(notional * FEE_PPM, 1_000_000)
-        broken = self._states_broken(order, lots)
-        for limit, scope, value, code in self.compared(order, lots, notional):
-            if self.limits[limit] != "unlimited" and value > int(self.limits[limit]):
-                broken.add((code, scope, str(value), self.limits[limit]))
-        broken |= self._funds_broken(order, lots, cash)
-        if not broken:
-            broken = self._rates_broken(order)
-        return broken, notional, cash
+    def value(self, prefix: str) -> int:
+        """Positions at the middle, rounded against us."""
+        return sum(position.value(p, self.quotes.get(p)) for p, position in self.positions(prefix))
 
-    def compared(self, order: Order, lots: int, notional: int) -> list[tuple[str, str, int, str]]:
-        """(limit, scope, value, code) of everything an order is compared with."""
-        strategy, product = f"strategy|{order.strategy}", f"product|{order.product_id}"
-        rows = []
-        for scope in ("account", strategy, product):
-            rows.append((f"{scope}|max_order_notional", scope, notional, "NOTIONAL_EXCEEDS_MAX"))
-            rows.append((f"{scope}|max_open_orders", scope, len(self.open_in(scope)) + 1, "MAX_OPEN_ORDERS"))
-        rows += [
-            (f"{scope}|max_gross_exposure", scope, self.gross(scope) + notional, "MAX_GROSS")
-            for scope in ("account", strategy)
-        ]
-        sign = 1 if order.side is Side.BUY else -1
-        after = sign * self.positions[order.product_id] + self.open_lots(order.product_id, order.side) + lots
-        rows.append((f"{product}|max_position", product, after, "MAX_POSITION"))
-        return rows
+    def pnl(self, prefix: str) -> int:
+        """Realised and unrealised profit, fees taken off."""
+        return sum(position.pnl(p, self.quotes.get(p)) for p, position in self.positions(prefix))
 
-    def _states_broken(self, order: Order, lots: int) -> set[Rule]:
-        broken: set[Rule] = set()
-        for scope in ("global", "account", f"strategy|{order.strategy}", f"product|{order.product_id}"):
-            state = self.states[scope]
-            if LEVELS[state] >= 2:
-                broken.add(("TRADING_HALTED", scope, state, "ACTIVE"))
-            elif state == "REDUCING":
-                own = order.strategy if scope.startswith("strategy|") else None
-                held = self.positions[order.product_id] if own is None else self.by_strategy[own, order.product_id]
-                room = max(held if order.side is Side.SELL else -held, 0)
-                wanted = self.open_lots(order.product_id, order.side, own) + lots
-                if wanted > room:
-                    broken.add(("REDUCE_ONLY_MODE", scope, str(wanted), str(room)))
-        return broken
+    @property
+    def equity(self) -> int:
+        """Cash and positions."""
+        return self.cash + self.value("a")
 
-    def _funds_broken(self, order: Order, lots: int, cash: int) -> set[Rule]:
-        if order.side is Side.SELL:
-            free = self.positions[order.product_id] - self.open_lots(order.product_id, Side.SELL)
-            return {("INSUFFICIENT_FUNDS", "account", str(lots), str(max(free, 0)))} if lots > free else set()
-        free = self.cash - self.reserved()
-        return {("INSUFFICIENT_FUNDS", "account", str(cash), str(max(free, 0)))} if cash > free else set()
+    def book(self) -> dict[str, int | str]:
+        """Every figure the book must show."""
+        held = sorted(p for p, position in self.products.items() if position.lots)
+        figures: dict[str, int | str] = {"cash": self.cash, "fees": self.fees, "reserved": self.reserved()}
+        figures |= {"held": " ".join(held), "a|equity": self.equity, "a|peak": self.peak, "a|msg_tat": self.tats["msg"]}
+        figures |= {name: window.text() for name, window in self.windows.items()}
+        figures |= {f"{prefix}|day": day.text() for prefix, day in self.days.items()}
+        figures |= {f"{prefix}|tat": tat for prefix, tat in self.tats.items() if prefix != "msg"}
+        figures |= {f"p|{p}|recent": " ".join(map(str, sizes)) for p, sizes in self.recent.items()}
+        figures |= {f"s|{s}|peak": peak for s, peak in self.strategy_peaks.items()}
+        figures |= {f"s|{s}|streak": streak for s, streak in self.streaks.items()}
+        counting = {prefix for order in self.orders.values() for prefix in order.prefixes()}
+        for prefix in counting:
+            figures[f"{prefix}|open_orders"] = len(self.open_in(prefix))
+        groups = {f"g|{self.group_of(p)}" for p in SCALES} - {"g|-"}
+        for prefix in counting | groups:
+            for side, name in SIDES.items():
+                figures[f"{prefix}|{name}_notional"] = self.open_notional(prefix, side)
+        products, own = {f"p|{p}" for p in SCALES}, {f"sp|{s}|{p}" for s, p in self.by_strategy}
+        marked = {"a"} | products | own | {f"s|{s}" for s, _ in self.by_strategy}
+        for prefix in marked:
+            figures |= {f"{prefix}|value": self.value(prefix), f"{prefix}|pnl": self.pnl(prefix)}
+        for prefix in marked | groups:
+            figures[f"{prefix}|gross"] = self.gross(prefix)
+        for product in SCALES:
+            figures |= self._position_figures(f"p|{product}", product, self.products[product], None)
+            figures[f"p|{product}|strategies"] = " ".join(sorted(s for s, p in self.holders if p == product))
+        for strategy, product in [*self.by_strategy]:
+            position = self.by_strategy[strategy, product]
+            figures |= self._position_figures(f"sp|{strategy}|{product}", product, position, strategy)
+        return figures
 
-    def _rates_broken(self, order: Order) -> set[Rule]:
-        """Limits here are so slow that nothing comes back while a test runs: a burst is all there is."""
-        scopes = ("account", f"strategy|{order.strategy}")
-        used_up = {s for s in scopes if str(self.rate_used[s]) == self.limits[f"{s}|order_burst"]}
-        return {("RATE_LIMIT", scope, "", "0") for scope in used_up}
+    def _position_figures(
+        self, prefix: str, product: str, position: Position, strategy: str | None
+    ) -> dict[str, int | str]:
+        amounts = {"lots": position.lots, "cost": position.cost, "realised": position.realised, "fees": position.fees}
+        amounts |= {f"{name}_lots": self.open_lots(product, side, strategy) for side, name in SIDES.items()}
+        return {f"{prefix}|{name}": amount for name, amount in amounts.items()}
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
-    def take(self, order: Order, lots: int, notional: int, cash: int) -> None:
-        """Reserve."""
-        self.orders[order.client_order_id] = Held(order, lots, notional, cash, "RESERVED", left=lots)
-        self.outbox.append(("SUBMIT", order.client_order_id))
-        for scope in ("account", f"strategy|{order.strategy}"):
-            if self.limits[f"{scope}|order_burst"] != "unlimited":
-                self.rate_used[scope] += 1
+    def begin(self, us: int) -> None:
+        """A step at ``us``: where a new day has begun, figures start from what is booked before the step."""
+        self.us, number = us, day_number(us, self.limits["calendar"])
+        for prefix, day in self.days.items():
+            if day.number != number:
+                self.days[prefix] = Day(number, pnl_start=self.pnl(prefix))
+        self.desk.begin(us)
 
-    def deny(self, order: Order) -> None:
-        """Remember the denial."""
-        self.orders[order.client_order_id] = Held(order, 0, 0, 0, "DENIED")
+    def today(self, prefix: str) -> Day:
+        """A scope's figures of the day."""
+        number = day_number(self.us, self.limits["calendar"])
+        return self.days.setdefault(prefix, Day(number, pnl_start=self.pnl(prefix)))
+
+    def window(self, name: str, length_ms: int, more: int = 1) -> Window:
+        """What a window's count is when ``more`` happen now."""
+        now_ms, before = self.us // 1000, self.windows.get(name)
+        if before is None or now_ms - before.start_ms > length_ms:
+            return Window(now_ms, more)
+        return Window(before.start_ms, before.count + more)
+
+    def open_account(self, cash: int, lots: Mapping[str, int]) -> None:
+        """Cash, and positions that cost nothing; marked at once."""
+        self._start_days(lots)
+        self.cash = cash
+        for product, amount in lots.items():
+            self.products[product].lots = amount
+        self.audit.append(("OPENED", "account"))
+        self.mark(lots)
+
+    def quote(self, quotes: Mapping[str, Quote]) -> None:
+        """New prices: a move too fast halts for a while, a crossed market until a person resumes."""
+        self._start_days(quotes)
+        changed = [p for p, new in quotes.items() if p not in self.quotes or self.quotes[p][:2] != new[:2]]
+        for product, new in quotes.items():
+            self.quotes[product] = self._anchored(product, new)
+            if new.bid > new.ask:
+                self.latch(f"product|{product}", "HALTED", "BAD_BOOK")
+        if changed:
+            self.audit.append(("REFERENCE", "account"))
+        self.mark(quotes)
+
+    def _anchored(self, product: str, new: Quote) -> Quote:
+        record, before = self.record(f"product|{product}"), self.quotes.get(product)
+        most = record.number("volatility_ppm").hard
+        if before is None or most == UNLIMITED:
+            return new._replace(anchor_mid2=new.mid2, anchor_ms=new.set_ms)
+        anchor, window_ms = (before.anchor_mid2, before.anchor_ms), record.figure("volatility_window_ms")
+        if new.set_ms - before.anchor_ms > window_ms:
+            # A new window begins with the last price of the old one, unless that one is too old itself.
+            anchor = (before.mid2, before.set_ms) if new.set_ms - before.set_ms <= window_ms else (new.mid2, new.set_ms)
+        until = before.volatile_until_ms
+        if ceil_div(abs(new.mid2 - anchor[0]) * PPM, anchor[0]) > most:
+            until = new.set_ms + record.figure("volatility_halt_ms")
+        return new._replace(anchor_mid2=anchor[0], anchor_ms=anchor[1], volatile_until_ms=until)
+
+    def take(self, held: Held, tats: Mapping[str, int], repeats: Window | None) -> None:
+        """Reserve an order that every rule lets pass."""
+        order, account = held.order, self.record("account")
+        self.orders[order.client_order_id] = held
+        for day in self._days_of(held):
+            day.orders += 1
+            day.messages += 1
+        for prefix, tat in tats.items():
+            self.tats[prefix] = tat
+        self.desk.tat = self.tats.pop("", self.desk.tat)
+        if repeats is not None:
+            self.windows[f"s|{order.strategy}|repeats"] = repeats
+        recent = self.recent[order.product_id]
+        self.recent[order.product_id] = [*recent, held.lots][-RECENT_MAX:]
+        strategy = self.record(f"strategy|{order.strategy}")
+        window_ms = max(account.figure("duplicate_window_ms"), strategy.figure("duplicate_window_ms"))
+        self.duplicates[content(order)] = self.us // 1000 + window_ms
+        self.outbox.append(("SUBMIT", order.client_order_id))
+        self.audit.append(("RESERVED", order.client_order_id))
+
+    def deny(self, held: Held, repeated: bool) -> None:
+        """Remember a denial; what a strategy sends without a human stops it."""
+        self.orders[held.order.client_order_id] = held
+        self.audit.append(("DENIED", held.order.client_order_id))
+        if repeated:
+            self.latch(f"strategy|{held.order.strategy}", "HALTED", "REPEAT_EXECUTION")
+
+    def send(self, order_id: str) -> bool:
+        """RESERVED becomes SENT, once."""
+        held = self.orders[order_id]
+        if held.status != "RESERVED":
+            return False
+        held.status = "SENT"
+        self.audit.append(("SENT", order_id))
+        return True
+
+    def acknowledge(self, order_id: str, status: str) -> str:
+        """What the venue says of an order sent: OPEN, or UNKNOWN where it says nothing."""
+        held = self.orders[order_id]
+        if held.status == "SENT" or (held.status == "UNKNOWN" and status == "OPEN"):
+            held.status = status
+            self.audit.append((status, order_id))
+        return held.status
 
     def fill(self, order_id: str, trade_id: str, lots: int, ticks: int, fee: int) -> tuple[str, str]:
         """Cash, cost, profit and positions move; the reservation shrinks."""
@@ -192,94 +622,188 @@ class Model:
             return "NOT_FOUND", ""
         if trade_id in held.trades:
             return "DUPLICATE", held.status
-        held.trades.add(trade_id)
-        product, sign = held.order.product_id, 1 if held.order.side is Side.BUY else -1
-        numerator, denominator = SCALES[product]
-        value, rest = divmod(lots * ticks * numerator, denominator)
-        # A half is rounded to the even micro.
-        value += 2 * rest > denominator or (2 * rest == denominator and value % 2)
+        order, was_open = held.order, held.open
+        product, sign = order.product_id, 1 if order.side is Side.BUY else -1
+        value = value_half_even(product, lots, ticks)
+        self._start_days([product], order.strategy)
+        self.holders.add((order.strategy, product))
         self.cash -= sign * value + fee
         self.fees += fee
-        self.flow[product] += sign * value
-        self._close(product, sign, lots, value)
-        self.positions[product] += sign * lots
-        self.by_strategy[held.order.strategy, product] += sign * lots
+        self.products[product].take(sign, lots, value, fee)
+        profit = self.by_strategy[order.strategy, product].take(sign, lots, value, fee)
+        for day in self._days_of(held):
+            day.turnover += value
+            day.fills += 1
+        held.trades.add(trade_id)
         held.filled += lots
         held.left = max(held.left - lots, 0)
-        if held.open:
+        held.profit += 0 if profit is None else profit - fee
+        self.audit.append(("FILL", order_id))
+        if was_open:
             held.status = "FILLED" if held.filled >= held.lots else "PARTIALLY_FILLED"
+            if not held.open:
+                self.audit.append(("FILLED", order_id))
+        self.mark([product], order.strategy)
+        if not held.open:
+            self._count_exit(held)
+        if held.filled > held.lots:
+            self.latch(f"strategy|{order.strategy}", "HALTED", "OVERFILL")
         return "APPLIED", held.status
 
-    def _close(self, product: str, sign: int, lots: int, value: int) -> None:
-        before = self.positions[product]
-        closing = min(abs(before), lots) if before * sign < 0 else 0
-        if closing:
-            of_value, of_cost = value * closing // lots, abs(self.cost[product]) * closing // abs(before)
-            self.realised[product] += -sign * (of_value - of_cost)
-            self.cost[product] += sign * of_cost
-            value -= of_value
-        self.cost[product] += sign * value
-
     def end(self, order_id: str, status: str) -> bool:
-        """Free the reservation, once."""
+        """Free the reservation, once; the venue's rejections are counted."""
         held = self.orders[order_id]
         if not held.open:
             return False
         held.status, held.left = status, 0
+        self.audit.append((status, order_id))
+        self._count_exit(held)
+        if status == "REJECTED":
+            for scope, name in (("account", "a"), (f"strategy|{held.order.strategy}", f"s|{held.order.strategy}")):
+                record = self.record(scope)
+                window = self.window(f"{name}|rejects", record.figure("reject_window_ms"))
+                self.windows[f"{name}|rejects"] = window
+                if window.count > record.number("max_rejects").hard:
+                    self.latch(scope, "REDUCING", "REJECT_STORM")
         return True
 
+    def _count_exit(self, held: Held) -> None:
+        """An ended order that closed something at a loss makes the streak longer, at a profit ends it."""
+        strategy = held.order.strategy
+        if held.profit > 0:
+            self.streaks[strategy] = 0
+        if held.profit < 0:
+            self.streaks[strategy] += 1
+            if self.streaks[strategy] >= self.record(f"strategy|{strategy}").number("max_loss_streak").hard:
+                self.latch(f"strategy|{strategy}", "REDUCING", "COOLDOWN")
+        held.profit = 0
+
     def cancel(self, order_id: str) -> tuple[str, str]:
-        """As asked for by the order's owner."""
+        """As asked for by the order's owner: never refused, but a message all the same."""
         held = self.orders[order_id]
         if not held.open:
             return held.status, "ALREADY"
         if held.status == "RESERVED":
             self.end(order_id, "CANCELLED")
             return "CANCELLED", "CANCELLED"
-        if not held.cancel_asked:
-            held.cancel_asked = True
+        if ("CANCEL", order_id) not in self.outbox:
+            for day in self._days_of(held):
+                day.messages += 1
+            record = self.record("account")
+            interval = record.number("message_interval_us").hard
+            if interval != UNLIMITED:
+                arrival = self.desk.arrival(self, "msg", int(interval), record.figure("message_burst"))
+                self.tats["msg"] = arrival + int(interval)
             self.outbox.append(("CANCEL", order_id))
+            self.audit.append(("CANCEL_REQUESTED", order_id))
         return held.status, "REQUESTED"
 
-    def set_state(self, scope: str, state: str) -> int:
-        """Returns how many cancels were asked for."""
-        self.states[scope] = state
-        covered = [name for name, held in self.orders.items() if held.open and held.covers(scope)]
-        for name in covered if state == "CANCEL_ALL" else ():
-            self.cancel(name)
-        return len(covered) if state == "CANCEL_ALL" else 0
+    def venue_errors(self, count: int) -> None:
+        """Errors of the venue since the last call."""
+        record = self.record("account")
+        window = self.window("a|venue_errors", record.figure("venue_error_window_ms"), count)
+        self.windows["a|venue_errors"] = window
+        if window.count > record.number("max_venue_errors").hard:
+            self.latch("account", "REDUCING", "VENUE_UNHEALTHY")
 
-    # -- what must hold ------------------------------------------------------------------------------------------------
+    def watch(self) -> list[str]:
+        """Prices that have stayed old halt their product; returns the causes of new halts."""
+        causes = []
+        for product, quote in self.quotes.items():
+            age_ms = self.us // 1000 - quote.set_ms
+            if age_ms > self.record("account").number("reference_halt_ms").hard:
+                causes += ["STALE_REFERENCE"] * self.latch(f"product|{product}", "HALTED", "STALE_REFERENCE")
+        return causes
 
-    def exceeded(self, order: Order) -> list[str]:
-        """Limits that what is held and open now exceeds, counted anew; asked right after an acceptance."""
-        strategy, product = f"strategy|{order.strategy}", f"product|{order.product_id}"
-        last = self.orders[order.client_order_id]
-        figures = {f"{scope}|max_open_orders": len(self.open_in(scope)) for scope in ("account", strategy, product)}
-        figures |= {f"{scope}|max_order_notional": last.notional for scope in ("account", strategy, product)}
-        figures |= {f"{scope}|max_gross_exposure": self.gross(scope) for scope in ("account", strategy)}
-        worst = self.positions[order.product_id] + self.open_lots(order.product_id, Side.BUY)
-        if order.side is Side.SELL:
-            worst = self.open_lots(order.product_id, Side.SELL) - self.positions[order.product_id]
-        figures[f"{product}|max_position"] = worst
-        found = [n for n, v in figures.items() if self.limits[n] != "unlimited" and v > int(self.limits[n])]
-        if order.side is Side.BUY and self.reserved() > self.cash:
-            found.append("cash")
-        if order.side is Side.SELL and worst > 0:
-            found.append("holdings")
+    def tighten(self, scope: str, state: str) -> str:
+        """As strict as ``state``; CANCEL_ALL cancels every open order the scope covers."""
+        holds = super().tighten(scope, state)
+        if state == "CANCEL_ALL":
+            self.cancel_all(scope)
+        return holds
+
+    def cancel_all(self, scope: str) -> None:
+        """As asked for by the owner of each open order of a scope."""
+        for held in self.covered(scope):
+            self.cancel(held.order.client_order_id)
+
+    def covered(self, scope: str) -> list[Held]:
+        """Open orders of a scope: account, strategy|S, product|P; global is all of them."""
+        kind, _, name = scope.partition("|")
+        return self.open_in(f"{kind[0]}|{name}" if name else "a")
+
+    def forget(self, cause: str, scope: str) -> None:
+        """What a rule has counted begins anew when a person resumes."""
+        prefix = "a" if scope == "account" else f"s|{scope.partition('|')[2]}"
+        if cause == "COOLDOWN":
+            self.streaks[scope.partition("|")[2]] = 0
+        counted = {"REPEAT_EXECUTION": "repeats", "REJECT_STORM": "rejects", "VENUE_UNHEALTHY": "venue_errors"}
+        if cause in counted:
+            self.windows[f"{prefix}|{counted[cause]}"] = Window(0, 0)
+
+    # -- marks and latches of losses -----------------------------------------------------------------------------------
+
+    def mark(self, products: Iterable[str], strategy: str | None = None) -> None:
+        """Peaks, and the latches of losses, after a fill, an opening or new prices of ``products``."""
+        desk, strategies = self.desk, self._holders(products, strategy)
+        self.peak, desk.peak = max(self.peak, self.equity), max(desk.peak, desk.equity)
+        for name in strategies:
+            self.strategy_peaks[name] = max(self.strategy_peaks[name], self.pnl(f"s|{name}"))
+        for cause in desk.breached("global"):
+            desk.latch("global", "REDUCING", cause)
+        for scope in ("account", *(f"product|{p}" for p in products), *(f"strategy|{name}" for name in strategies)):
+            for cause in self.breached(scope):
+                self.latch(scope, "REDUCING", cause)
+
+    def breached(self, scope: str, resuming: bool = False) -> list[str]:
+        """Losses; and where a product is to be resumed, a market that is still not one to trade in."""
+        kind, _, name = scope.partition("|")
+        prefix = {"account": "a", "strategy": f"s|{name}", "product": f"p|{name}"}[kind]
+        record, peak, now = self.record(scope), self.peak, self.equity
+        if kind == "strategy":
+            capital = record.number("capital").hard
+            # A strategy falls from the capital it was given and what it has made of it; without a capital from nothing.
+            base = 0 if capital == UNLIMITED else int(capital)
+            peak = 0 if capital == UNLIMITED else base + self.strategy_peaks[name]
+            now = base + self.pnl(prefix)
+        found = losses(record, self.today(prefix).pnl_start - self.pnl(prefix), peak, now)
+        quote = self.quotes.get(name)
+        if resuming and quote is not None:
+            if quote.bid > quote.ask:
+                found.append("BAD_BOOK")
+            if self.us // 1000 - quote.set_ms > self.record("account").number("reference_halt_ms").hard:
+                found.append("STALE_REFERENCE")
         return found
 
-    def book(self) -> dict[str, int]:
-        """Every figure the ledger's book must show, those that are 0 left out."""
-        found = {"cash": self.cash, "fees": self.fees, "reserved": self.reserved()}
-        scopes = {"a": "account", **{f"p|{p}": f"product|{p}" for p in SCALES}}
-        for name, scope in (scopes | {f"s|{s}": f"strategy|{s}" for s in STRATEGIES}).items():
-            found[f"{name}|open_orders"] = len(self.open_in(scope))
-            found[f"{name}|open_notional"] = self.open_notional(scope)
-        for product in SCALES:
-            found |= {f"p|{product}|cost": self.cost[product], f"p|{product}|realised": self.realised[product]}
-            for side, name in ((Side.BUY, "buy_lots"), (Side.SELL, "sell_lots")):
-                found[f"p|{product}|{name}"] = self.open_lots(product, side)
-                for strategy in STRATEGIES:
-                    found[f"sp|{strategy}|{product}|{name}"] = self.open_lots(product, side, strategy)
-        return {name: amount for name, amount in found.items() if amount}
+    def _holders(self, products: Iterable[str], strategy: str | None = None) -> list[str]:
+        """Strategies that ever held one of the products."""
+        found = {s for s, p in self.holders if p in set(products)} | ({strategy} if strategy else set())
+        return sorted(found)
+
+    def _start_days(self, products: Iterable[str], strategy: str | None = None) -> None:
+        """The days of everything about to be marked, before it is."""
+        for prefix in ("a", *(f"p|{p}" for p in products), *(f"s|{s}" for s in self._holders(products, strategy))):
+            self.today(prefix)
+
+    def _days_of(self, held: Held) -> list[Day]:
+        return [self.desk.day, *(self.today(prefix) for prefix in held.prefixes())]
+
+
+def content(order: Order) -> tuple[object, ...]:
+    """What makes two orders with different ids the same."""
+    return (order.strategy, order.product_id, order.side, order.type, order.quantity, order.limit_price)
+
+
+def losses(record: Record, loss: int, peak: int, now: int) -> list[str]:
+    """The limits of loss that have been reached: of the day's loss, and of the fall from a peak."""
+    found = ["DAILY_LOSS"] if loss >= record.number("max_daily_loss").hard else []
+    if "max_drawdown_ppm" in record.words and peak > 0:
+        found += ["DRAWDOWN"] if (peak - now) * PPM >= record.number("max_drawdown_ppm").hard * peak else []
+    return found
+
+
+def value_half_even(product: str, lots: int, ticks: int) -> int:
+    """Micros of a fill: exact, a half rounded to the even micro."""
+    numerator, denominator = SCALES[product]
+    value, rest = divmod(lots * ticks * numerator, denominator)
+    return value + (2 * rest > denominator or (2 * rest == denominator and value % 2 == 1))

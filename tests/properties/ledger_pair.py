@@ -1,0 +1,737 @@
+"""The real ledger and its plain model side by side: each step does one thing to both and compares all there is.
+
+The steps draw what they do from a ``Chance``, so that Hypothesis and a seeded walk can take the same ones. Time is the
+server's: the model is told the moment that the audit entry of a step shows, and where a step leaves none, what it says
+must be right for a moment between two looks at the server's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Final, Protocol, TypeVar
+
+import pytest
+
+from cluster.ledger import Ledger, LedgerUnavailable, Reference, Snapshot, StaleEpoch, Verdict
+from strategies.model import Order, OrderStatus, Side, TimeInForce, TradingState
+from tests.books import PRODUCTS, STRATEGIES, Books, limit_records, order
+from tests.properties.ledger_limits import Record, day_number
+from tests.properties.ledger_model import ENDED, SCALES, Account, Day, Desk, Held, Holder, Quote
+from tests.properties.ledger_rules import Asked, Decision, Rule, decide
+
+T = TypeVar("T")
+ACCOUNTS: Final = ("main", "second")
+BOOKS: Final[tuple[str | None, ...]] = (None, *ACCOUNTS)
+"""Everything with a book: the desk (None) and its accounts."""
+KEYS: Final = ("test", "test", "alice")
+ANN, BOB = "ann", "bob"
+CASH: Final = 8_000_000
+LOTS_HELD: Final = {"BTC-USD": 25, "XRP-USD": 40}
+FIRST_QUOTES: Final = {"BTC-USD": (9_900, 10_100), "XRP-USD": (9_990, 10_010)}
+GENESIS: Final = "0" * 40
+HOUR_US: Final = 3_600_000_000
+RATES: Final = frozenset({"RATE_LIMIT", "MSG_RATE"})
+DAY_S: Final = 86_400
+
+STATES: Final = [TradingState.ACTIVE, TradingState.REDUCING, TradingState.HALTED, TradingState.CANCEL_ALL]
+SCOPES: Final = ["account", *(f"strategy|{s}" for s in STRATEGIES), *(f"product|{p}" for p in SCALES)]
+
+# What limits are set to. Unlimited comes first, because Hypothesis shrinks towards it.
+_AMOUNTS: Final = ["unlimited", "9000000:4000000", "3000000", "1200000:600000", "200000", "0"]
+_COUNTS: Final = ["unlimited", "9:4", "3", "2:1", "0"]
+_LOTS: Final = ["unlimited", "60:30", "30", "12:6", "3"]
+_PPM: Final = ["unlimited", "2000000:1000000", "800000", "100000:50000", "20000"]
+_RATE: Final = ["unlimited", str(HOUR_US), "20000", "3000"]
+_WINDOW: Final = ["60000", "15", "0"]
+VALUES: Final[dict[str, list[str]]] = {
+    "max_order_notional": _AMOUNTS,
+    "max_open_orders": _COUNTS,
+    "max_open_notional": _AMOUNTS,
+    "max_gross_exposure": _AMOUNTS,
+    "max_net_exposure": _AMOUNTS,
+    "order_interval_us": _RATE,
+    "order_burst": ["100", "4", "2", "1"],
+    "max_daily_orders": _COUNTS,
+    "max_daily_turnover": _AMOUNTS,
+    "max_daily_loss": ["unlimited", "3000000:1000000", "500000", "50000", "1"],
+    "max_drawdown_ppm": ["unlimited", "500000:200000", "100000", "10000"],
+    "max_leverage_ppm": _PPM,
+    "max_concentration_ppm": _PPM,
+    "max_order_to_trade": ["unlimited", "20:5", "6", "2"],
+    "message_interval_us": _RATE,
+    "message_burst": ["100", "5", "3"],
+    "cancel_reserve": ["0", "1", "2"],
+    "taker_fee_ppm": ["6000", "0", "50000"],
+    "market_buffer_ppm": ["10000", "0", "100000"],
+    "reference_stale_ms": ["3600000", "200", "40"],
+    "reference_halt_ms": ["unlimited", "400", "60"],
+    "max_clock_skew_ms": ["unlimited", "3600000"],
+    "duplicate_window_ms": ["0", "3600000"],
+    "max_venue_errors": _COUNTS,
+    "venue_error_window_ms": _WINDOW,
+    "max_rejects": _COUNTS,
+    "reject_window_ms": _WINDOW,
+    "self_trade": ["allow", "deny"],
+    "capital": ["unlimited", "10000000", "1000000", "0"],
+    "max_loss_streak": ["unlimited", "3", "2", "1"],
+    "max_repeats": ["unlimited", "5", "2", "1"],
+    "repeat_window_ms": _WINDOW,
+    "short": ["allowed", "denied"],
+    "hours": ["always", "0-5040", "5040-10080", "0-3000,6000-10080"],
+    "versions": ["any", "v1,v2"],
+    "max_order_lots": _LOTS,
+    "max_position_lots": _LOTS,
+    "max_strategy_position_lots": _LOTS,
+    "collar_ppm": ["unlimited", "500000:100000", "50000", "9000"],
+    "max_spread_ppm": ["unlimited", "40000:20000", "10000", "100"],
+    "fat_finger_ppm": ["unlimited", "5000000:2000000", "1500000", "500000"],
+    "max_depth_ppm": ["unlimited", "3000000:1000000", "500000"],
+    "volatility_ppm": ["unlimited", "200000", "50000", "5000"],
+    "volatility_window_ms": ["3600000", "50"],
+    "volatility_halt_ms": ["60000", "3600000", "30"],
+    "restricted": ["no", "no", "no", "yes"],
+    "group": ["majors", "-", "minors"],
+}
+
+
+class Chance(Protocol):
+    """What a step draws from."""
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of them."""
+
+    def between(self, least: int, most: int) -> int:
+        """A whole number, both ends among them."""
+
+    def some(self, options: Sequence[T]) -> list[T]:
+        """One to three different ones."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """When something happened by the server's clock: between the two, in microseconds."""
+
+    first_us: int
+    last_us: int
+
+
+class LedgerPair:
+    """A desk of two accounts, on the model and on a real server. ``story`` is what was done so far."""
+
+    def __init__(self, ledger: Ledger, runner: asyncio.Runner, outcomes: Counter[str]) -> None:
+        """Empty the server and open both accounts; ``outcomes`` counts what was met."""
+        self._runner, self._outcomes = runner, outcomes
+        self.story: list[str] = []
+        self.run(_emptied(ledger))
+        # A ledger remembers the epoch it has seen; this one starts with an empty server.
+        self.ledger = Ledger(ledger._wire)
+        self.desk = Desk()
+        self.accounts = {name: Account(self.desk, name) for name in ACCOUNTS}
+        self.books = {name: Books(self.ledger, name) for name in ACCOUNTS}
+        self.trades: list[tuple[str, str, str, int, int, int]] = []
+        self.number = 0
+        self._seen: dict[str | None, tuple[str, int, str]] = dict.fromkeys(BOOKS, ("", 0, GENESIS))
+        self._fresh: dict[str | None, list[tuple[str, str]]] = {name: [] for name in BOOKS}
+        self._ended: Counter[tuple[str | None, str]] = Counter()
+        self._standing: set[tuple[str | None, str, str]] = set()
+        self._digests: dict[tuple[str | None, str], str] = {}
+        self._open()
+
+    def run(self, call: Awaitable[T]) -> T:
+        """Wait for it."""
+
+        async def awaited() -> T:
+            return await call
+
+        return self._runner.run(awaited())
+
+    def met(self, what: str) -> None:
+        """Count an outcome."""
+        self._outcomes[what] += 1
+
+    def holder(self, name: str | None) -> Holder:
+        """The account, or (None) the desk, of the model."""
+        return self.desk if name is None else self.accounts[name]
+
+    # -- both at once --------------------------------------------------------------------------------------------------
+
+    def _timed(self, call: Awaitable[T]) -> tuple[T, Span]:
+        """Make a call; the audit says when it happened, or else the server's clock before and after it."""
+        return self.run(self._timed_call(call))
+
+    async def _timed_call(self, call: Awaitable[T]) -> tuple[T, Span]:
+        before, result = await asyncio.gather(self.ledger._direct("TIME"), call)
+        *entries, after = await asyncio.gather(
+            *(self.ledger.audit_entries(name, self._seen[name][0]) for name in BOOKS),
+            self.ledger._direct("TIME"),
+        )
+        moments = [self._read(name, *entry) for name, found in zip(BOOKS, entries, strict=True) for entry in found]
+        if moments:
+            return result, Span(moments[0], moments[0])
+        first, last = (int(seconds) * 1_000_000 + int(micros) for seconds, micros in (before, after))
+        return result, Span(first, last)
+
+    def _read(self, name: str | None, stream_id: str, entry: Mapping[str, str]) -> int:
+        """Take a new audit entry: the next one, hashed into the chain; returns its moment."""
+        _, seq, chain = self._seen[name]
+        parts = (chain, entry["seq"], entry["us"], entry["kind"], entry["id"], entry["by"], entry["data"])
+        assert entry["seq"] == str(seq + 1), f"audit of {name}: expected entry {seq + 1}, was {entry}"
+        computed = hashlib.sha1("\n".join(parts).encode(), usedforsecurity=False).hexdigest()
+        assert entry["chain"] == computed, f"audit of {name}: the chain is broken at {entry}"
+        self._seen[name] = (stream_id, seq + 1, computed)
+        self._fresh[name].append((entry["kind"], entry["id"]))
+        if entry["kind"] in {"RESERVED", *ENDED}:
+            about = ("RESERVED" if entry["kind"] == "RESERVED" else "ended") + f" {entry['id']}"
+            self._ended[name, about] += 1
+            assert self._ended[name, about] == 1, f"{name}: {about} twice"
+        return int(entry["us"])
+
+    def _begin(self, name: str | None, us: int) -> None:
+        holders = [self.desk, *self.accounts.values()] if name is None else [self.accounts[name]]
+        for holder in holders:
+            holder.begin(us)
+
+    def _open(self) -> None:
+        desk, own = limit_records({"group|minors|max_gross_exposure": "unlimited"})
+        self._first_limits: dict[str | None, dict[str, str]] = {None: desk, **dict.fromkeys(ACCOUNTS, own)}
+        self._set_limits(None, desk)
+        for name, account in self.accounts.items():
+            self._set_limits(name, own)
+            self.quote(name, {p: (*prices, None) for p, prices in FIRST_QUOTES.items()})
+            self._claim(name)
+            with pytest.raises(LedgerUnavailable, match="RECONCILING"):
+                self.run(self.books[name].reserve(order("too-early", account=name)))
+            _, span = self._timed(
+                self.ledger.open_account(name, CASH, {p: (n, 0) for p, n in LOTS_HELD.items()}, "test")
+            )
+            account.begin(span.first_us)
+            account.open_account(CASH, LOTS_HELD)
+            self._timed(self.ledger.admit(name, self.books[name].epoch))
+            account.audit.append(("ADMITTED", str(self.books[name].epoch)))
+        self.compare()
+
+    def _claim(self, name: str) -> None:
+        self.books[name].epoch, _ = self._timed(self.ledger.claim(name, "test"))
+        self.accounts[name].audit.append(("EPOCH", str(self.books[name].epoch)))
+
+    def units(self, asked: Order) -> tuple[int, int | None]:
+        """Lots, and ticks (None = market)."""
+        return units(asked)
+
+    # -- orders --------------------------------------------------------------------------------------------------------
+
+    def order(self, chance: Chance, name: str) -> tuple[Order, str]:
+        """An order that could be anything, and the key that asks for it."""
+        product = chance.pick(list(SCALES))
+        ticks = chance.pick([10_000, 10_050, 9_950, 9_900, 10_100, 10_500, 9_500, None, None, 1])
+        asked = self.asked(name, chance.pick(list(Side)), self.lots(chance, product), ticks, product)
+        asked = replace(
+            asked, strategy=chance.pick([*STRATEGIES, "manual"]), reduce_only=chance.pick([False] * 5 + [True])
+        )
+        if ticks is not None and chance.pick([False, False, False, True]):
+            asked = replace(asked, time_in_force=TimeInForce.IOC)
+        return replace(asked, strategy_version=chance.pick(["v1", "v1", "", "v3"])), chance.pick(KEYS)
+
+    def lots(self, chance: Chance, product: str) -> int:
+        """XRP is worth a hundredth of BTC here, so more of it is asked for."""
+        return chance.between(1, 30) * (1 if product == "BTC-USD" else chance.pick([1, 97]))
+
+    def asked(
+        self, name: str, side: Side, lots: int, ticks: int | None, product: str, strategy: str = "manual"
+    ) -> Order:
+        """An order under a new id."""
+        self.number += 1
+        chosen = {"side": side, "product_id": product, "strategy": strategy}
+        return order(f"o-{self.number}", account=name, lots=lots, ticks=ticks, **chosen)
+
+    def reserve(self, name: str, asked: Order, by: str = "test") -> Decision:
+        """Ask both, compare the answers; the model then holds what the ledger does."""
+        account = self.accounts[name]
+        verdict, span = self._timed(self.books[name].reserve(asked, by))
+        decision = self._agree(account, asked, by, verdict, span)
+        lots, ticks = units(asked)
+        self.story.append(f"reserve {_shown(asked, by)} -> {sorted(d.code for d in decision.denials) or 'ACCEPTED'}")
+        for code in {denial.code for denial in decision.denials} or {"ACCEPTED"}:
+            self.met(code)
+        if decision.denials:
+            assert verdict.kind == "DENIED"
+            if decision.kept:
+                repeated = any(denial.code == "REPEAT_EXECUTION" for denial in decision.denials)
+                account.deny(Held(asked, by, 0, ticks, 0, 0, "DENIED"), repeated)
+            return decision
+        assert verdict.kind == "ACCEPTED"
+        assert decision.notional is not None
+        assert decision.cash is not None
+        answer = (verdict.answer["reserved_notional_micros"], verdict.answer["reserved_cash_micros"])
+        self.same(answer, (str(decision.notional), str(decision.cash)))
+        held = Held(asked, by, lots, ticks, decision.notional, decision.cash, "RESERVED", left=lots)
+        reduced = Asked(account, asked, lots, ticks, by).reduces("account")
+        account.take(held, decision.tats, decision.repeats)
+        self.run(self._nothing_exceeded(account, asked, by, reduced))
+        return decision
+
+    def _agree(self, account: Account, asked: Order, by: str, verdict: Verdict, span: Span) -> Decision:
+        """The model's decision at the moment of the verdict, which must be the same."""
+        denials = {_rule(denial) for denial in verdict.answer.get("denials", ())}
+        warnings = {_rule(warning) for warning in verdict.answer.get("warnings", ())}
+        tried = []
+        for us in dict.fromkeys((span.last_us, span.first_us)):
+            account.begin(us)
+            decision = decide(Asked(account, asked, *units(asked), by))
+            tried.append(decision)
+            same = _same(denials, decision.denials) and (denials or _same(warnings, decision.warnings))
+            if same and _waits_agree(denials, tried):
+                return decision
+        expected = tried[0]
+        raise AssertionError(
+            f"{_shown(asked, by)}\nledger: {_listed(denials)}, warnings {_listed(warnings)}\n"
+            f"model:  {_listed(expected.denials)}, warnings {_listed(expected.warnings)}\n{self.told()}"
+        )
+
+    async def _nothing_exceeded(self, account: Account, asked: Order, by: str, reduced: bool) -> None:
+        """No limit is exceeded by what the ledger has booked, right after it accepted."""
+        snapshot = await self.ledger.snapshot(account.name)
+        found = [*_exceeded(snapshot, account, asked, by, reduced)]
+        assert found == [], f"accepted beyond {found}\n{self.told()}"
+
+    def check(self, name: str, asked: Order, by: str) -> None:
+        """Ask without reserving: the answer of a reservation, and nothing changes."""
+        before = self.run(self.books[name].keys())
+        verdict, span = self._timed(self.books[name].check(asked, by))
+        assert verdict.kind == "CHECKED"
+        self._agree(self.accounts[name], asked, by, verdict, span)
+        assert self.run(self.books[name].keys()) == before, f"a check of {_shown(asked, by)} has changed something"
+        self.story.append(f"check {_shown(asked, by)}")
+        self.met("check")
+
+    def ask_again(self, name: str, order_id: str) -> None:
+        """The same order under the same id: the first answer."""
+        held = self.accounts[name].orders[order_id]
+        verdict, _ = self._timed(self.books[name].reserve(held.order, held.by))
+        self.same((verdict.kind, verdict.accepted), ("REPEATED", held.lots > 0))
+
+    def ask_for_another(self, name: str, order_id: str) -> None:
+        """Another order under the same id."""
+        held = self.accounts[name].orders[order_id]
+        other = replace(held.order, quantity=held.order.quantity * 2)
+        verdict, _ = self._timed(self.ledger.reserve(other, PRODUCTS[other.product_id], held.by))
+        self.same((verdict.kind, verdict.accepted), ("CONFLICT", False))
+
+    # -- execution -----------------------------------------------------------------------------------------------------
+
+    def send(self, name: str, order_id: str) -> None:
+        """On its way to the venue, once."""
+        found, _ = self._timed(self.ledger.mark_sent(name, self.books[name].epoch, order_id))
+        first = self.accounts[name].send(order_id)
+        self.same(found, (first, self.accounts[name].orders[order_id].status))
+        self.story.append(f"send {order_id}")
+
+    def acknowledge(self, name: str, order_id: str, status: OrderStatus) -> None:
+        """The venue has it, or nobody knows."""
+        found, _ = self._timed(self.ledger.ack(name, self.books[name].epoch, order_id, status, "v"))
+        self.same(found, self.accounts[name].acknowledge(order_id, status))
+        self.story.append(f"acknowledge {order_id} {status}")
+
+    def fill(self, name: str, order_id: str, trade_id: str, lots: int, ticks: int, fee: int) -> tuple[str, str]:
+        """A fill, perhaps one that was booked before, or that comes late or is too large."""
+        books, account = self.books[name], self.accounts[name]
+        books.orders[order_id] = account.orders[order_id].order
+        found, span = self._timed(books.fill(order_id, lots, ticks, fee, trade_id))
+        account.begin(span.last_us)
+        self.story.append(f"fill {order_id} {trade_id}: {lots} lots at {ticks}, fee {fee} -> {found}")
+        self.same(found, account.fill(order_id, trade_id, lots, ticks, fee))
+        self.met(f"fill {found[0]} {found[1]}")
+        if found[0] == "APPLIED":
+            self.trades.append((name, order_id, trade_id, lots, ticks, fee))
+        return found
+
+    def release(self, name: str, order_id: str, status: OrderStatus) -> None:
+        """The end of an order, once."""
+        found, span = self._timed(self.ledger.release(name, self.books[name].epoch, order_id, status, "why"))
+        self.accounts[name].begin(span.last_us)
+        first = self.accounts[name].end(order_id, status)
+        self.story.append(f"release {order_id} {status}")
+        self.same(found, (first, self.accounts[name].orders[order_id].status))
+        self.met(f"release {first}")
+
+    def cancel(self, name: str, order_id: str) -> None:
+        """As its owner asks."""
+        found, span = self._timed(self.ledger.request_cancel(name, order_id, "test"))
+        self.accounts[name].begin(span.last_us)
+        self.story.append(f"cancel {order_id} -> {found}")
+        self.same(found, self.accounts[name].cancel(order_id))
+        self.met(f"cancel {found[1]}")
+
+    def finish_outbox(self, name: str) -> None:
+        """Execution has read all there is, and is done with it."""
+        entries = self.run(self.ledger._direct("XRANGE", f"tt:{{desk}}:{name}:outbox", "-", "+"))
+        sent = [(stream_id, f["kind"], f["id"]) for stream_id, f in entries]
+        statuses = {order_id: held.status for order_id, held in self.accounts[name].orders.items()}
+        done = [(entry, kind, order_id) for entry, kind, order_id in sent if statuses[order_id] != "RESERVED"]
+        self._timed(self.ledger.outbox_done(name, [entry for entry, _, _ in done]))
+        for _, kind, order_id in done:
+            self.accounts[name].outbox.remove((kind, order_id))
+        self.story.append(f"{name}: the outbox is worked off")
+
+    def take_over(self, name: str) -> None:
+        """Another execution claims the account: the one before can do nothing more."""
+        old = self.books[name].epoch
+        self._claim(name)
+        assert self.books[name].epoch == old + 1
+        order_id = next(iter(self.accounts[name].orders), "o-0")
+        with pytest.raises(StaleEpoch):
+            self.run(self.ledger.release(name, old, order_id, OrderStatus.CANCELLED, "too late"))
+        with pytest.raises(StaleEpoch):
+            self.run(self.ledger.venue_errors(name, old, 9))
+        self.story.append(f"{name}: epoch {old + 1}")
+
+    def venue_errors(self, name: str, count: int) -> None:
+        """The venue has failed so often."""
+        _, span = self._timed(self.ledger.venue_errors(name, self.books[name].epoch, count))
+        # The window's start is in the book, and says when this was.
+        start = self.run(self.ledger.snapshot(name)).book["a|venue_errors"].split()[0]
+        windows = self.accounts[name].windows
+        us = max(span.first_us, int(start) * 1000) if start != "0" else span.last_us
+        self.accounts[name].begin(us)
+        self.accounts[name].venue_errors(count)
+        self.story.append(f"{name}: {count} errors of the venue, window {windows['a|venue_errors']}")
+
+    def watch(self, name: str) -> None:
+        """Prices that stay old."""
+        found, span = self._timed(self.ledger.watch(name, self.books[name].epoch))
+        self.accounts[name].begin(span.last_us if not found else span.first_us)
+        if not found:
+            # Nothing is audited where nothing is halted: the model, told the first moment, must agree.
+            self.accounts[name].begin(span.first_us)
+        expected = self.accounts[name].watch()
+        self.story.append(f"{name}: watch -> {found}")
+        self.same(sorted(found), sorted(expected))
+        self.met("watch " + "".join(sorted(set(found))))
+
+    # -- the account ---------------------------------------------------------------------------------------------------
+
+    def quote(self, name: str, quotes: Mapping[str, tuple[int, int, tuple[int, int] | None]]) -> None:
+        """New prices of an account, with the lots there are at them where known."""
+        references = []
+        for product_id, (bid, ask, sizes) in quotes.items():
+            product = PRODUCTS[product_id]
+            known: tuple[Decimal | None, Decimal | None] = (None, None)
+            if sizes is not None:
+                known = (product.quantity(sizes[0]), product.quantity(sizes[1]))
+            references.append(Reference(product, product.price(bid), product.price(ask), *known))
+        _, span = self._timed(self.ledger.set_references(name, references))
+        stored = self.run(self.ledger.snapshot(name)).reference
+        set_ms = int(stored[references[0].product.product_id].split()[2])
+        account = self.accounts[name]
+        account.begin(max(span.first_us, set_ms * 1000))
+        account.quote({p: Quote(bid, ask, set_ms, *(sizes or (0, 0))) for p, (bid, ask, sizes) in quotes.items()})
+        self.story.append(f"{name}: quote {dict(quotes)}")
+
+    def tighten(self, name: str | None, scope: str, state: TradingState) -> None:
+        """Anybody may, alone."""
+        (seq, asked, holds), span = self._timed(self.ledger.tighten(name, scope, state, "test", "why"))
+        self._begin(name, span.first_us)
+        accounts = [*self.accounts.values()] if name is None else [self.accounts[name]]
+        waiting = sum(len(account.covered(scope)) for account in accounts) if state == "CANCEL_ALL" else 0
+        expected = self.holder(name).tighten(scope, state)
+        self.story.append(f"tighten {name} {scope} {state} -> {holds}")
+        self.same((holds, asked), (expected, waiting))
+        assert seq <= self._seen[name][1]
+        self.met(f"tightened {holds}")
+
+    def propose_resume(self, name: str | None, scope: str, person: str, ttl_s: float = 600) -> str:
+        """Ask for another person's yes."""
+        proposal, _ = self._timed(self.ledger.propose_resume(name, scope, "test", person, "why", ttl_s))
+        self.holder(name).propose(proposal.id, "RESUME", (scope,), person)
+        self._digests[name, proposal.id] = proposal.digest
+        self.story.append(f"propose {proposal.id}: resume {name} {scope} by {person}")
+        return proposal.id
+
+    def let_expire(self, name: str | None, proposal_id: str) -> None:
+        """Wait until the server's clock is past the proposal's end."""
+        (expires_ms,) = [p.expires_ms for p in self.run(self.ledger.proposals(name)) if p.id == proposal_id]
+        while self.run(self._now_us()) // 1000 <= expires_ms:
+            pass
+        self.holder(name).proposals[proposal_id].status = "EXPIRED"
+
+    def approve(self, name: str | None, proposal_id: str, person: str, right: bool = True) -> str:
+        """A yes, perhaps to something else than what stands there now, perhaps of the same person."""
+        digest = self._digests.get((name, proposal_id), "") if right else "0" * 40
+        approval, span = self._timed(self.ledger.approve(name, proposal_id, digest, "second", person))
+        self._begin(name, span.last_us)
+        expected = self.holder(name).approve(proposal_id, right, person)
+        self.story.append(f"approve {proposal_id} of {name} by {person} -> {approval.outcome}")
+        assert approval.outcome == expected, f"{approval}, expected {expected}\n{self.told()}"
+        self.met(f"approve {expected}")
+        return expected
+
+    def refuse(self, name: str | None, proposal_id: str) -> None:
+        """A no."""
+        found, _ = self._timed(self.ledger.refuse(name, proposal_id, "second", BOB, "no"))
+        self.same(found.outcome, self.holder(name).refuse(proposal_id))
+        self.story.append(f"refuse {proposal_id} of {name}")
+
+    def _set_limits(self, name: str | None, wanted: Mapping[str, str]) -> str | None:
+        change, _ = self._timed(self.ledger.set_limits(name, wanted, "test", person=ANN))
+        now, later = self.holder(name).set_limits(wanted)
+        self.same(change.changed, now)
+        self.same(change.version, self.holder(name).version)
+        self.same((change.proposal_id is not None), bool(later))
+        if change.proposal_id is not None:
+            content = (self.holder(name).version, tuple(sorted(later.items())))
+            self.holder(name).propose(change.proposal_id, "LIMITS", content, ANN)
+            (digest,) = [p.digest for p in self.run(self.ledger.proposals(name)) if p.id == change.proposal_id]
+            self._digests[name, change.proposal_id] = digest
+        return change.proposal_id
+
+    def limit(self, name: str | None, changed: Mapping[str, str], approved: bool = True) -> None:
+        """Set single limits by "scope|name"; what is looser is approved at once, or left waiting."""
+        wanted = dict(self.holder(name).limits)
+        for field, text in changed.items():
+            scope, _, limit = field.rpartition("|")
+            record = Record(wanted[scope])
+            record.words[limit] = text
+            wanted[scope] = record.text()
+        self.story.append(f"limit {name} {dict(changed)}")
+        self._propose_limits(name, wanted, approved)
+
+    def _propose_limits(self, name: str | None, wanted: Mapping[str, str], approved: bool) -> None:
+        proposal_id = self._set_limits(name, wanted)
+        self.met("limits " + ("lowered" if proposal_id is None else "raised"))
+        if proposal_id is not None and approved:
+            assert self.approve(name, proposal_id, BOB) == "APPLIED"
+
+    def restore(self, name: str | None, scope: str, record: str) -> None:
+        """Set one record as it was."""
+        self._propose_limits(name, self.holder(name).limits | {scope: record}, approved=True)
+
+    def restore_all(self, name: str | None) -> None:
+        """Set every record as it was in the beginning, the calendar left as it is."""
+        first = self._first_limits[name] | {"calendar": self.holder(name).limits["calendar"]}
+        self.story.append(f"limits of {name} as in the beginning")
+        self._propose_limits(name, first, approved=True)
+
+    def limit_key(self, name: str, key: str, record: str | None) -> None:
+        """Give a key limits of its own, or take them away."""
+        wanted = {s: text for s, text in self.accounts[name].limits.items() if s != f"key|{key}"}
+        self.story.append(f"limit {name} key|{key} {record}")
+        self._propose_limits(name, wanted | ({} if record is None else {f"key|{key}": record}), approved=True)
+
+    def let_time_pass(self, seconds: int) -> None:
+        """Set the desk's clocks forward: to the ledger a day passes when its calendar says so."""
+        for name in BOOKS:
+            zone, offset = self.holder(name).limits["calendar"].split()
+            self._set_limits(name, self.holder(name).limits | {"calendar": f"{zone} {int(offset) + seconds}"})
+        self.story.append(f"the clocks are set {seconds} s forward")
+
+    def look_at_the_clock(self) -> None:
+        """Tell the model what time it is."""
+        self._begin(None, self.run(self._now_us()))
+
+    async def _now_us(self) -> int:
+        seconds, micros = await self.ledger._direct("TIME")
+        return int(seconds) * 1_000_000 + int(micros)
+
+    def resume_all(self) -> None:
+        """Two people resume whatever may be resumed."""
+        for name in BOOKS:
+            for scope in [scope for scope, state in self.holder(name).states.items() if state != "ACTIVE"]:
+                self.approve(name, self.propose_resume(name, scope, ANN), BOB)
+
+    # -- after every step ----------------------------------------------------------------------------------------------
+
+    def told(self) -> str:
+        """What was done, for a message."""
+        return "what was done:\n  " + "\n  ".join(self.story[-60:])
+
+    def same(self, found: object, expected: object) -> None:
+        """Fail with both, and with what was done, where the ledger has something else than the model expects."""
+        assert found == expected, f"ledger: {found}\nmodel:  {expected}\n{self.told()}"
+
+    def compare(self) -> None:
+        """Everything there is."""
+        self.run(self._compare())
+        for name in BOOKS:
+            expected, found = self.holder(name).audit, self._fresh[name]
+            assert sorted(found) == sorted(expected), f"audit of {name}: {found}, expected {expected}\n{self.told()}"
+            expected.clear()
+            found.clear()
+            standing = {(name, scope, cause) for scope, cause in self.holder(name).causes.items() if cause}
+            for _, _, cause in standing - self._standing:
+                self.met(f"latched {cause}")
+            self._standing = {latch for latch in self._standing if latch[0] != name} | standing
+
+    async def _compare(self) -> None:
+        # One exchange for all of it, in this order: what does not add up would be halted by being found.
+        proven, snapshots, waiting = await asyncio.gather(
+            asyncio.gather(*(self.ledger.prove(name) for name in BOOKS)),
+            asyncio.gather(*(self.ledger.snapshot(name) for name in ACCOUNTS)),
+            asyncio.gather(*(self._waiting_orders(name) for name in ACCOUNTS)),
+        )
+        assert proven == [0, 0, 0], f"the books do not add up: {proven}\n{self.told()}"
+        for name, snapshot, found in zip(ACCOUNTS, snapshots, waiting, strict=True):
+            account = self.accounts[name]
+            self._compare_books(name, account.book(), account, snapshot.book, snapshot.now_ms)
+            self._adds_up(account, snapshot)
+            self._compare_settings(account, snapshot.state, snapshot.limits)
+            self._compare_orders(account, *found)
+        self._compare_books(None, self.desk.book(), self.desk, snapshots[0].desk_book, snapshots[0].now_ms)
+        self._compare_settings(self.desk, snapshots[0].desk_state, snapshots[0].desk_limits)
+
+    def _compare_books(
+        self, name: str | None, expected: Mapping[str, int | str], holder: Holder, book: Mapping[str, str], now_ms: int
+    ) -> None:
+        self.same((book["seq"], book["head"]), (str(self._seen[name][1]), self._seen[name][2]))
+        today = day_number(now_ms * 1000, holder.limits["calendar"])
+        different = {}
+        for field in sorted((book.keys() | expected.keys()) - {"seq", "head"}):
+            pair = (book.get(field, "0"), str(expected.get(field, "0")))
+            if field.endswith("day"):
+                start = int(book.get(field.removesuffix("day") + "pnl", 0))
+                pair = (_current(pair[0], today, start), _current(pair[1], today, start))
+            if pair[0] != pair[1] and {*pair} - _NOTHING:
+                different[field] = pair
+        assert different == {}, f"book of {name}, (ledger, model): {different}\n{self.told()}"
+
+    def _adds_up(self, account: Account, snapshot: Snapshot) -> None:
+        """Positions are the sum of the fills, and cash is what they and their fees have left."""
+        cash, lots = CASH, dict(LOTS_HELD)
+        for name, order_id, _, amount, ticks, fee in self.trades:
+            if name == account.name:
+                asked = account.orders[order_id].order
+                sign, product = (1 if asked.side is Side.BUY else -1), PRODUCTS[asked.product_id]
+                value = product.quantity(amount) * product.price(ticks) * 1_000_000
+                cash -= sign * int(value.to_integral_value()) + fee
+                lots[asked.product_id] += sign * amount
+        self.same(int(snapshot.book["cash"]), cash)
+        self.same({p: int(snapshot.book.get(f"p|{p}|lots", 0)) for p in lots}, lots)
+
+    def _compare_settings(self, holder: Holder, state: Mapping[str, str], limits: Mapping[str, str]) -> None:
+        states = {s: text for s, text in state.items() if s != "epoch" and not s.startswith("cause|")}
+        causes = {s.removeprefix("cause|"): text for s, text in state.items() if s.startswith("cause|") and text}
+        self.same(states, holder.states)
+        self.same(causes, {scope: cause for scope, cause in holder.causes.items() if cause})
+        self.same(limits, holder.limits | {"version": str(holder.version)})
+
+    async def _waiting_orders(self, name: str) -> tuple[list[tuple[str, str]], list[dict[str, str]], list[int]]:
+        """The outbox, the open orders, and how many rest in each of ``_RESTING``."""
+        keys = [f"tt:{{desk}}:{name}:resting:{product}:{side}" for product, side in _RESTING]
+        outbox, opened, resting = await asyncio.gather(
+            self.books[name].outbox(),
+            self.ledger.open_orders(name),
+            asyncio.gather(*(self.ledger._direct("ZCARD", key) for key in keys)),
+        )
+        return outbox, opened, resting
+
+    def _compare_orders(
+        self,
+        account: Account,
+        outbox: Sequence[tuple[str, str]],
+        opened: Sequence[Mapping[str, str]],
+        resting: Sequence[int],
+    ) -> None:
+        self.same(outbox, account.outbox)
+        held = {name: each for name, each in account.orders.items() if each.open}
+        found = {o["client_order_id"]: (o["status"], o["reserved_lots"], o["reserved_cash"]) for o in opened}
+        expected = {n: (h.status, str(h.left), str(h.share(h.cash))) for n, h in held.items()}
+        self.same(found, expected)
+        rests = Counter((h.order.product_id, h.order.side) for h in held.values() if h.rests_at is not None)
+        self.same(resting, [rests[side] for side in _RESTING])
+
+
+async def _emptied(ledger: Ledger) -> None:
+    await ledger._direct("FLUSHALL")
+    # Loaded anew, the library has forgotten which accounts it may take orders for.
+    await ledger._direct("FUNCTION", "FLUSH")
+    await ledger.install()
+
+
+def units(asked: Order) -> tuple[int, int | None]:
+    product = PRODUCTS[asked.product_id]
+    return product.lots(asked.quantity), None if asked.limit_price is None else product.ticks(asked.limit_price)
+
+
+def _shown(asked: Order, by: str) -> str:
+    lots, ticks = units(asked)
+    price = "MARKET" if ticks is None else f"{ticks} {asked.time_in_force}"
+    flags = (
+        f"{' reduce_only' if asked.reduce_only else ''}{f' {asked.strategy_version}' if asked.strategy_version else ''}"
+    )
+    where = f"{asked.account} {asked.strategy} key {by}"
+    return f"{asked.client_order_id} {asked.side} {lots} {asked.product_id} at {price}{flags}, {where}"
+
+
+def _listed(rules: set[Rule]) -> list[str]:
+    return sorted(f"{rule.code} {rule.scope} {rule.value} > {rule.limit}" for rule in rules)
+
+
+def _rule(denial: Mapping[str, str]) -> Rule:
+    value, limit = (int(text) if text.lstrip("-").isdigit() else None for text in (denial["value"], denial["limit"]))
+    return Rule(denial["code"], denial["scope"], value, limit)
+
+
+def _same(found: set[Rule], expected: set[Rule]) -> bool:
+    """Whether the rules are the same; values only where the model has them, and not of what depends on the clock."""
+    bare = {(rule.code, rule.scope) for rule in expected if rule.value is None or rule.code in RATES}
+
+    def stripped(rules: set[Rule]) -> set[Rule]:
+        return {Rule(r.code, r.scope) if (r.code, r.scope) in bare else r for r in rules}
+
+    return stripped(found) == stripped(expected)
+
+
+def _waits_agree(found: set[Rule], tried: Sequence[Decision]) -> bool:
+    """Whether the time to wait that a rate names lies between the model's at the two ends of the span."""
+    for rule in found:
+        if rule.code in RATES:
+            waits = [r.value for d in tried for r in d.denials if r[:2] == rule[:2] and r.value is not None]
+            if rule.value is None or (len(tried) == 2 and not min(waits) <= rule.value <= max(waits)):
+                return False
+            if len(tried) == 1 and rule.value != waits[0]:
+                return False
+    return True
+
+
+def _exceeded(snapshot: Snapshot, account: Account, asked: Order, by: str, reduced: bool) -> list[str]:
+    """Limits that what the ledger has booked exceeds now, the accepted order among it."""
+    found = []
+    book, desk = (
+        {n: int(v) for n, v in b.items() if v.lstrip("-").isdigit()} for b in (snapshot.book, snapshot.desk_book)
+    )
+    prefixes = {"global": "", "account": "a|", f"strategy|{asked.strategy}": f"s|{asked.strategy}|"}
+    prefixes |= {f"product|{asked.product_id}": f"p|{asked.product_id}|", f"key|{by}": f"k|{by}|"}
+    for scope, prefix in prefixes.items():
+        figures, record = desk if scope == "global" else book, account.record(scope)
+        waiting = figures.get(f"{prefix}buy_notional", 0) + figures.get(f"{prefix}sell_notional", 0)
+        compared = {"max_open_orders": figures[f"{prefix}open_orders"], "max_open_notional": waiting}
+        day = (snapshot.desk_book if scope == "global" else snapshot.book)[f"{prefix}day"].split()
+        compared |= {"max_daily_orders": int(day[1]), "max_daily_turnover": int(day[2]) + waiting}
+        if not reduced and not scope.startswith(("key|", "strategy|")):
+            compared["max_gross_exposure"] = figures.get(f"{prefix}gross", 0) + waiting
+        found += [f"{scope}|{name}" for name, value in compared.items() if value > record.number(name).hard]
+    lots, of_product = book.get(f"p|{asked.product_id}|lots", 0), f"p|{asked.product_id}|"
+    after = lots + book.get(f"{of_product}buy_lots", 0)
+    if asked.side is Side.SELL:
+        after = book.get(f"{of_product}sell_lots", 0) - lots
+    if after > account.record(f"product|{asked.product_id}").number("max_position_lots").hard:
+        found.append("max_position_lots")
+    if asked.side is Side.BUY and book["reserved"] > book["cash"]:
+        found.append("cash")
+    if asked.side is Side.SELL and after > 0:
+        found.append("holdings")
+    return found
+
+
+def _current(day: str, today: int, pnl: int) -> str:
+    """A day's figures as they count now: those of another day, or none, are an empty day from the PnL there is."""
+    return day if day.split()[0] == str(today) else Day(today, pnl_start=pnl).text()
+
+
+_RESTING: Final = [(product, side) for product in SCALES for side in Side]
+_NOTHING: Final = {"0", "", "0 0"}
+"""Ways to say that nothing has been counted."""

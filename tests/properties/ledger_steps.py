@@ -1,0 +1,401 @@
+"""Everything that can happen to a desk, as steps of a ``LedgerPair`` that draw what they do from a ``Chance``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from strategies.model import OrderStatus, Side, TradingState
+from tests.books import STRATEGIES, limit_records
+from tests.properties.ledger_model import SCALES, Held
+from tests.properties.ledger_pair import ACCOUNTS, ANN, BOB, BOOKS, SCOPES, VALUES, Chance, LedgerPair
+from tests.properties.ledger_rules import Asked, rows
+
+Step = Callable[[LedgerPair, Chance], None]
+ENDINGS: Final = [OrderStatus.CANCELLED, OrderStatus.REJECTED, OrderStatus.EXPIRED]
+NAMES: Final = [*ACCOUNTS, "main"]
+
+
+# By name: of a scope to be drawn; by "scope|name": of that one.
+THEMES: Final[list[dict[str, str]]] = [
+    {"order_interval_us": "3600000000", "order_burst": "2"},
+    {"order_interval_us": "20000", "order_burst": "1"},
+    {"order_interval_us": "9000", "order_burst": "2"},
+    {"account|message_interval_us": "3600000000", "account|message_burst": "5", "account|cancel_reserve": "2"},
+    {"account|message_interval_us": "15000", "account|message_burst": "2", "account|cancel_reserve": "1"},
+    {"account|max_rejects": "1", "strategy|manual|max_rejects": "0"},
+    {"account|max_venue_errors": "2"},
+    {"account|self_trade": "deny", "account|duplicate_window_ms": "3600000"},
+    {"max_loss_streak": "1"},
+    {"max_loss_streak": "2"},
+    {"max_drawdown_ppm": "10000", "capital": "1000000"},
+    {"max_daily_loss": "50000:20000"},
+    {"strategy|manual|max_repeats": "2", "strategy|manual|repeat_window_ms": "60000"},
+    {"strategy|other|max_repeats": "1", "strategy|other|repeat_window_ms": "25"},
+    {"product|BTC-USD|volatility_ppm": "5000", "product|BTC-USD|volatility_halt_ms": "3600000"},
+    {"product|XRP-USD|volatility_ppm": "5000", "product|XRP-USD|volatility_halt_ms": "40"},
+    {"product|XRP-USD|volatility_ppm": "5000", "product|XRP-USD|volatility_window_ms": "30"},
+    {"product|BTC-USD|max_depth_ppm": "500000"},
+    {"strategy|other|short": "denied"},
+    {"hours": "0-5040"},
+    {"fat_finger_ppm": "1500000:1000000"},
+    {"account|max_order_to_trade": "3:2"},
+    {"max_concentration_ppm": "100000", "max_leverage_ppm": "800000:400000"},
+    {"account|reference_halt_ms": "30"},
+    {"account|reference_stale_ms": "30"},
+]
+
+
+# -- orders ------------------------------------------------------------------------------------------------------------
+
+
+def reserve(pair: LedgerPair, chance: Chance) -> None:
+    """Any order."""
+    name = chance.pick(NAMES)
+    pair.reserve(name, *pair.order(chance, name))
+
+
+def reserve_several(pair: LedgerPair, chance: Chance) -> None:
+    """One order after the other."""
+    for _ in range(chance.between(2, 4)):
+        reserve(pair, chance)
+
+
+def reserve_what_should_pass(pair: LedgerPair, chance: Chance) -> None:
+    """A small order after whatever may be resumed is resumed."""
+    pair.resume_all()
+    name = chance.pick(NAMES)
+    asked, by = pair.order(chance, name)
+    if asked.limit_price is None or asked.side is Side.SELL:
+        asked = replace(asked, quantity=asked.quantity / pair.units(asked)[0])
+    pair.reserve(name, replace(asked, reduce_only=False, strategy_version="v1"), by)
+
+
+def reserve_at_a_limit(pair: LedgerPair, chance: Chance) -> None:
+    """Set one limit to just what the next order makes of it, or one unit less, or warn there; then ask for it."""
+    pair.resume_all()
+    name = chance.pick(NAMES)
+    account = pair.accounts[name]
+    asked, by = pair.order(chance, name)
+    pair.look_at_the_clock()
+    row = chance.pick(rows(Asked(account, asked, *pair.units(asked), by)))
+    scope = "key|*" if row.scope.startswith("key|") and row.scope not in account.limits else row.scope
+    kind = chance.pick(["at the limit", "over it", "over the soft level"])
+    value = max(row.value, 0)
+    text = {
+        "at the limit": f"{value}",
+        "over it": f"{max(value - 1, 0)}",
+        "over the soft level": f"{value}:{value - 1}",
+    }
+    if kind == "over the soft level" and value < 1:
+        return
+    holder = None if scope == "global" else name
+    before = pair.holder(holder).limits[scope]
+    pair.limit(holder, {f"{scope}|{row.name}": text[kind]})
+    decision = pair.reserve(name, asked, by)
+    broken = {(denial.code, denial.scope) for denial in decision.denials}
+    if kind == "over it" and row.value > 0:
+        assert (row.code, row.scope) in broken, f"{row} passed one unit over\n{pair.told()}"
+    pair.met(f"{kind} {row.code}")
+    pair.restore(holder, scope, before)
+
+
+def check(pair: LedgerPair, chance: Chance) -> None:
+    """Any order, without reserving."""
+    name = chance.pick(NAMES)
+    pair.check(name, *pair.order(chance, name))
+
+
+def ask_again(pair: LedgerPair, chance: Chance) -> None:
+    """An id that is known, with the same order and with another."""
+    name, order_id = _any_order(pair, chance, lambda held: True)
+    if order_id:
+        pair.ask_again(name, order_id)
+        pair.ask_for_another(name, order_id)
+
+
+def touch_what_was_denied(pair: LedgerPair, chance: Chance) -> None:
+    """A denied order goes nowhere."""
+    name, order_id = _any_order(pair, chance, lambda held: held.status == "DENIED")
+    if order_id:
+        pair.ask_again(name, order_id)
+        pair.send(name, order_id)
+        pair.acknowledge(name, order_id, OrderStatus.OPEN)
+        assert pair.fill(name, order_id, "t-denied", 1, 10_000, 1) == ("NOT_FOUND", "")
+        pair.release(name, order_id, OrderStatus.CANCELLED)
+        pair.cancel(name, order_id)
+
+
+# -- execution ---------------------------------------------------------------------------------------------------------
+
+
+def send(pair: LedgerPair, chance: Chance) -> None:
+    """An order goes to the venue; perhaps one that has gone, or has ended."""
+    name, order_id = _known(pair, chance)
+    if order_id:
+        pair.send(name, order_id)
+
+
+def acknowledge(pair: LedgerPair, chance: Chance) -> None:
+    """The venue has it, or did not answer."""
+    name, order_id = _known(pair, chance)
+    if order_id:
+        pair.acknowledge(name, order_id, chance.pick([OrderStatus.OPEN, OrderStatus.UNKNOWN]))
+
+
+def fill(pair: LedgerPair, chance: Chance) -> None:
+    """A fill: in part, late, too large."""
+    name, order_id = _known(pair, chance)
+    if order_id:
+        held = pair.accounts[name].orders[order_id]
+        part = min(chance.between(1, 8) * chance.pick([1, 1, 40]), held.left or 1)
+        _fill(pair, chance, name, order_id, chance.pick([part] * 9 + [held.lots + 1]))
+
+
+def fill_the_rest(pair: LedgerPair, chance: Chance) -> None:
+    """A fill that ends the order."""
+    name, order_id = _any_order(pair, chance, lambda held: held.open)
+    if order_id:
+        _fill(pair, chance, name, order_id, pair.accounts[name].orders[order_id].left)
+
+
+def fill_again(pair: LedgerPair, chance: Chance) -> None:
+    """A fill that was booked."""
+    if pair.trades:
+        assert pair.fill(*chance.pick(pair.trades[-8:]))[0] == "DUPLICATE"
+
+
+def release(pair: LedgerPair, chance: Chance) -> None:
+    """The venue, or nobody, ends an order."""
+    name, order_id = _known(pair, chance)
+    if order_id:
+        pair.release(name, order_id, chance.pick(ENDINGS))
+
+
+def cancel(pair: LedgerPair, chance: Chance) -> None:
+    """Its owner wants to end it: before it was sent or after, once or twice."""
+    name, order_id = _known(pair, chance)
+    if order_id:
+        if chance.pick([True, True, False]):
+            pair.send(name, order_id)
+        for _ in range(chance.pick([1, 1, 2])):
+            pair.cancel(name, order_id)
+
+
+def ask_twice(pair: LedgerPair, chance: Chance) -> None:
+    """The same order with another id, and one the other way at the same price."""
+    name = chance.pick(NAMES)
+    asked, by = pair.order(chance, name)
+    other = Side.SELL if asked.side is Side.BUY else Side.BUY
+    for number, side in enumerate((asked.side, asked.side, other)):
+        pair.reserve(name, replace(asked, client_order_id=f"{asked.client_order_id}-{number}", side=side), by)
+
+
+def venue_rejects(pair: LedgerPair, chance: Chance) -> None:
+    """The venue refuses order after order."""
+    name, product = chance.pick(NAMES), chance.pick(list(SCALES))
+    for _ in range(2):
+        asked = pair.asked(name, Side.BUY, 1, 10_000, product, chance.pick(list(STRATEGIES)))
+        if not pair.reserve(name, asked).denials:
+            pair.send(name, asked.client_order_id)
+            pair.release(name, asked.client_order_id, OrderStatus.REJECTED)
+
+
+def trade_there_and_back(pair: LedgerPair, chance: Chance) -> None:
+    """A strategy buys and sells what it has bought: at a profit or a loss."""
+    name, product = chance.pick(NAMES), chance.pick(list(SCALES))
+    strategy, lots = chance.pick(list(STRATEGIES)), chance.between(1, 8)
+    for side in (Side.BUY, Side.SELL):
+        asked = pair.asked(name, side, lots, 10_000, product, strategy)
+        if not pair.reserve(name, asked).denials:
+            pair.send(name, asked.client_order_id)
+            _fill(pair, chance, name, asked.client_order_id, lots)
+
+
+def exit_that_ends_late(pair: LedgerPair, chance: Chance) -> None:
+    """A sell that is filled in part and cancelled, and then the venue tells of another fill."""
+    name, product = chance.pick(NAMES), chance.pick(list(SCALES))
+    strategy = chance.pick(list(STRATEGIES))
+    for side, lots in ((Side.BUY, 4), (Side.SELL, 4)):
+        asked = pair.asked(name, side, lots, 10_000, product, strategy)
+        if pair.reserve(name, asked).denials:
+            return
+        pair.send(name, asked.client_order_id)
+        _fill(pair, chance, name, asked.client_order_id, lots if side is Side.BUY else 2)
+    pair.release(name, asked.client_order_id, chance.pick(ENDINGS))
+    pair.compare()
+    _fill(pair, chance, name, asked.client_order_id, 2)
+
+
+def finish_outbox(pair: LedgerPair, chance: Chance) -> None:
+    """Execution is done with what it was given."""
+    pair.finish_outbox(chance.pick(NAMES))
+
+
+def take_over(pair: LedgerPair, chance: Chance) -> None:
+    """Another execution."""
+    pair.take_over(chance.pick(NAMES))
+
+
+def venue_errors(pair: LedgerPair, chance: Chance) -> None:
+    """The venue fails."""
+    pair.venue_errors(chance.pick(NAMES), chance.between(0, 3))
+
+
+def watch(pair: LedgerPair, chance: Chance) -> None:
+    """Somebody looks how old the prices are."""
+    pair.watch(chance.pick(NAMES))
+
+
+# -- the account -------------------------------------------------------------------------------------------------------
+
+
+def quote(pair: LedgerPair, chance: Chance) -> None:
+    """Prices go up and down; sometimes they lock or cross."""
+    quotes = {}
+    for product in chance.pick([["BTC-USD"], ["XRP-USD"], ["BTC-USD", "XRP-USD"]]):
+        bid = chance.pick([9_900, 10_000, 9_990, chance.between(9_700, 10_300), chance.between(7_000, 13_000)])
+        spread = chance.pick([20, 200, 1, 2] * 4 + [0, -5])
+        quotes[product] = (bid, bid + spread, chance.pick([None, (6, 6), (50, 9), (0, 3)]))
+    pair.quote(chance.pick(NAMES), quotes)
+
+
+def tighten(pair: LedgerPair, chance: Chance) -> None:
+    """A person halts something, or would like to loosen it this way."""
+    name = chance.pick([*BOOKS, *ACCOUNTS])
+    states = [TradingState.REDUCING, TradingState.ACTIVE, TradingState.HALTED, TradingState.CANCEL_ALL]
+    pair.tighten(name, "global" if name is None else chance.pick(SCOPES), chance.pick(states))
+
+
+def resume_all(pair: LedgerPair, _: Chance) -> None:
+    """Two people resume what may be resumed."""
+    pair.resume_all()
+
+
+def propose_resume(pair: LedgerPair, chance: Chance) -> None:
+    """One person would like to resume; the other one is asked later, or too late."""
+    name = chance.pick(list(BOOKS))
+    scope, person = "global" if name is None else chance.pick(SCOPES), chance.pick([ANN, BOB])
+    if chance.pick([False, False, False, True]) and not pair.holder(name).waits("RESUME", (scope,), person):
+        proposal_id = pair.propose_resume(name, scope, person, ttl_s=0.001)
+        pair.let_expire(name, proposal_id)
+        assert pair.approve(name, proposal_id, BOB if person == ANN else ANN) == "EXPIRED"
+    else:
+        pair.propose_resume(name, scope, person)
+
+
+def decide_on_a_proposal(pair: LedgerPair, chance: Chance) -> None:
+    """A person says yes or no to something; perhaps to nothing, to what it was not, or to an own wish."""
+    name = chance.pick(list(BOOKS))
+    proposal_id = chance.pick([*[*pair.holder(name).proposals][-4:], "999"])
+    if chance.pick([True, True, True, False]):
+        pair.approve(name, proposal_id, chance.pick([BOB, ANN]), right=chance.pick([True, True, True, False]))
+    else:
+        pair.refuse(name, proposal_id)
+
+
+def limit(pair: LedgerPair, chance: Chance) -> None:
+    """Some limits change: what is stricter at once, what is looser with a second person."""
+    name = chance.pick([*BOOKS, *ACCOUNTS])
+    fields = _fields(pair, name)
+    # First the limit, then where: a name that stands in one scope only is as likely as one that stands in all.
+    names = chance.some(sorted({field.rpartition("|")[2] for field in fields}))
+    chosen = [chance.pick([field for field in fields if field.endswith(f"|{limit}")]) for limit in names]
+    changed = {field: chance.pick(VALUES[field.rpartition("|")[2]]) for field in chosen}
+    pair.limit(name, changed, approved=chance.pick([True, True, True, False]))
+
+
+def limit_together(pair: LedgerPair, chance: Chance) -> None:
+    """Limits that only mean something together, or that only a few orders in a row will meet."""
+    theme = chance.pick(THEMES)
+    for name in BOOKS:
+        fields = _fields(pair, name)
+        changed = {field: theme[field] for field in fields if field in theme}
+        by_name = {limit: text for limit, text in theme.items() if "|" not in limit}
+        scopes = sorted({field.rpartition("|")[0] for field in fields if field.rpartition("|")[2] in by_name})
+        if scopes:
+            scope = chance.pick(scopes)
+            changed |= {f"{scope}|{n}": text for n, text in by_name.items() if f"{scope}|{n}" in fields}
+        if changed:
+            pair.limit(name, changed)
+
+
+def unlimit(pair: LedgerPair, chance: Chance) -> None:
+    """Back to the limits of the beginning, so that orders pass again."""
+    for name in BOOKS:
+        pair.restore_all(name)
+
+
+def limit_key(pair: LedgerPair, chance: Chance) -> None:
+    """A key gets limits of its own, or has those of all keys again."""
+    (_, records), text = limit_records(), chance.pick([None, "max_open_orders=2", "max_open_orders=1:0"])
+    record = None if text is None else records["key|*"].replace("max_open_orders=unlimited", text)
+    pair.limit_key(chance.pick(NAMES), "alice", record)
+
+
+def let_time_pass(pair: LedgerPair, chance: Chance) -> None:
+    """Half a week, a day."""
+    pair.let_time_pass(chance.pick([86_400, 302_400]))
+
+
+STEPS: Final[dict[Step, int]] = {
+    reserve: 5,
+    reserve_several: 3,
+    reserve_what_should_pass: 4,
+    reserve_at_a_limit: 6,
+    check: 2,
+    ask_again: 1,
+    touch_what_was_denied: 1,
+    send: 3,
+    acknowledge: 2,
+    fill: 4,
+    fill_the_rest: 3,
+    fill_again: 1,
+    release: 3,
+    cancel: 2,
+    ask_twice: 2,
+    venue_rejects: 2,
+    trade_there_and_back: 4,
+    exit_that_ends_late: 1,
+    finish_outbox: 1,
+    take_over: 1,
+    venue_errors: 1,
+    watch: 1,
+    quote: 5,
+    tighten: 2,
+    resume_all: 1,
+    propose_resume: 1,
+    decide_on_a_proposal: 2,
+    limit: 4,
+    limit_together: 4,
+    unlimit: 1,
+    limit_key: 1,
+    let_time_pass: 1,
+}
+"""Every step, and how often it comes in a walk."""
+
+
+def _known(pair: LedgerPair, chance: Chance) -> tuple[str, str | None]:
+    """An order that was accepted; often one that is still open."""
+    only_open = chance.pick([True, True, False])
+    return _any_order(pair, chance, lambda held: held.lots > 0 and (held.open or not only_open))
+
+
+def _any_order(pair: LedgerPair, chance: Chance, wanted: Callable[[Held], bool]) -> tuple[str, str | None]:
+    """(account, id) of one of the latest orders like that, None where there is none."""
+    name = chance.pick(NAMES)
+    ids = [order_id for order_id, held in pair.accounts[name].orders.items() if wanted(held)]
+    return name, chance.pick(ids[-8:][::-1]) if ids else None
+
+
+def _fill(pair: LedgerPair, chance: Chance, name: str, order_id: str, lots: int) -> None:
+    pair.number += 1
+    ticks = chance.pick([10_000, 9_500, 10_500, chance.between(8_000, 12_000)])
+    pair.fill(name, order_id, f"t-{pair.number}", lots, ticks, chance.pick([0, 7, 600, -50]))
+
+
+def _fields(pair: LedgerPair, name: str | None) -> list[str]:
+    records = pair.holder(name).limits
+    names = {s: [word.partition("=")[0] for word in text.split(" ")] for s, text in records.items() if s != "calendar"}
+    return sorted(f"{scope}|{word}" for scope, words in names.items() for word in words)
