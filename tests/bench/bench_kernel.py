@@ -1,6 +1,6 @@
 """Speed of the backtest engine: million bar x parameter-set evaluations a second on one core, per strategy, as JSON.
 
-    python -m tests.bench.bench_kernel [bars] [sets]
+    python -m tests.bench.bench_kernel [--quick | bars [sets]]
 
 Whole units of work are measured: ``run_block`` from bars to metrics, best of five, in seconds of processor time (what
 else runs on the machine still shows, by the caches and the clock it takes).
@@ -70,4 +70,5 @@ def made_up_bars(length: int) -> Bars:
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:3]))
+    given = sys.argv[1:3]
+    main(*((50_000, 2) if given == ["--quick"] else (int(argument) for argument in given)))
