@@ -248,15 +248,18 @@ class Anchors:
 
         path = self.path(account)
         known = path.exists()
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "r+b") as file:
-            # A line without an end was never acknowledged: the writer was killed in it.
-            os.ftruncate(descriptor, _end_of_lines(path))
-            file.write(_canonical_json(msgspec.to_builtins(anchor)) + b"\n")
-            file.flush()
-            os.fsync(descriptor)
-        if not known:
-            fsync_folder(self.folder)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "r+b") as file:
+                # A line without an end was never acknowledged: the writer was killed in it.
+                os.ftruncate(descriptor, _end_of_lines(path))
+                file.write(_canonical_json(msgspec.to_builtins(anchor)) + b"\n")
+                file.flush()
+                os.fsync(descriptor)
+            if not known:
+                fsync_folder(self.folder)
+        except OSError as error:
+            raise AnchorError(f"{path}: cannot be written: {error.strerror}") from error
 
     def _lines(self, account: str | None, tail_bytes: int | None) -> tuple[list[_Line], list[Finding]]:
         """The lines of the file (or of its end), and what is wrong with them."""
@@ -267,6 +270,8 @@ class Anchors:
             numbered = list(_numbered_lines(path, tail_bytes))
         except FileNotFoundError:
             return [], []
+        except OSError as error:
+            raise AnchorError(f"{path}: cannot be read: {error.strerror}") from error
         for index, (number, content) in enumerate(numbered):
             line = self._read(number, content, account or DESK_NAME)
             before = lines[-1].digest if index else None

@@ -12,7 +12,7 @@ from typing import Final
 
 from cluster.audit_chain import GENESIS, Finding, Row, row_of
 from cluster.audit_files import DESK_NAME, Archive, ArchiveFile
-from cluster.ledger import Ledger
+from cluster.ledger import Ledger, LedgerUnavailable
 
 PAGE_ROWS: Final = 1_000
 # How often a reading is begun anew because entries were archived while it went on.
@@ -21,7 +21,7 @@ READINGS_MAX: Final = 5
 CLOCK_SLACK_MS: Final = 86_400_000
 
 
-class AuditMoved(RuntimeError):
+class AuditMoved(LedgerUnavailable):
     """Entries went from the stream to the archive while they were read: read again."""
 
 

@@ -181,7 +181,10 @@ async def server_keys(books: Books, account: str | None, others: list[str]) -> d
         suffix = key.removeprefix(base)
         if not key.startswith(base) or (account is None and suffix[1:].split(":")[0] in others):
             continue
-        if isinstance(content, dict):
+        if suffix == ":book":
+            # By figure: how they are packed into fields is the server's affair.
+            found[suffix] = (await books.ledger.snapshot(account)).book
+        elif isinstance(content, dict):
             found[suffix] = content
         elif isinstance(content, set):
             found[suffix] = dict.fromkeys(content, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from conf.settings import RedisSettings
 from strategies.model import OrderStatus, Side
 from tests.audit_rows import rechained
 from tests.books import ACCOUNT, BASE, DESK, Books
+from tests.tampering import add_to_figure, set_figure
 
 pytestmark = pytest.mark.anyio
 
@@ -114,36 +116,63 @@ async def test_counters_of_the_log_that_were_changed_are_found(traded: Books, na
 
 # -- the books ---------------------------------------------------------------------------------------------------------
 
-FIGURES: list[tuple[str, list[str], str]] = [
-    # what, the command, how the difference begins
-    ("cash", ["HINCRBY", f"{BASE}:book", "cash", "1"], "cash (audit replay)"),
-    ("a position", ["HINCRBY", f"{BASE}:book", "p|BTC-USD|lots", "1"], "p|BTC-USD|lots (audit replay)"),
-    ("a mark", ["HINCRBY", f"{BASE}:book", "a|equity", "-1"], "a|equity (audit replay)"),
-    ("the peak", ["HSET", f"{BASE}:book", "a|peak", "0"], "a|peak (audit replay)"),
-    ("a reservation", ["HINCRBY", f"{BASE}:book", "reserved", "1"], "reserved"),
-    ("open orders", ["HINCRBY", f"{BASE}:book", "s|manual|open_orders", "1"], "s|manual|open_orders"),
-    ("a day's turnover", ["HSET", f"{BASE}:book", "a|day", "{day}"], "a|day turnover (audit replay)"),
-    ("a rate", ["HINCRBY", f"{BASE}:book", "a|tat", "5"], "a|tat (audit replay)"),
-    ("a figure that is no number", ["HSET", f"{BASE}:book", "fees", "none"], "fees"),
-    ("a figure of nobody", ["HSET", f"{BASE}:book", "p|DOGE-USD|lots", "7"], "p|DOGE-USD|lots (audit replay)"),
-    ("what is held", ["HSET", f"{BASE}:book", "held", ""], "held: booked ''"),
-    ("a trading state", ["HSET", f"{BASE}:state", "account", "CANCEL_ALL"], ":state account: booked 'CANCEL_ALL'"),
-    ("a limit", ["HSET", f"{BASE}:limits", "account", "max_open_orders=9"], ":limits account: booked"),
-    ("a forgotten order", ["DEL", f"{BASE}:order:o-0"], "orders in :open without a reservation"),
+FIGURES: list[tuple[str, str, str, str]] = [
+    # what, the figure of the book, what is added to it or (with =) put there, how the difference begins
+    ("cash", "cash", "1", "cash (audit replay)"),
+    ("a position", "p|BTC-USD|lots", "1", "p|BTC-USD|lots (audit replay)"),
+    ("a strategy's cost", "sp|manual|BTC-USD|cost", "-1", "sp|manual|BTC-USD|cost (audit replay)"),
+    ("a mark", "a|equity", "-1", "a|equity (audit replay)"),
+    ("the peak", "a|peak", "=0", "a|peak (audit replay)"),
+    ("a reservation", "reserved", "1", "reserved"),
+    ("open orders", "s|manual|open_orders", "1", "s|manual|open_orders"),
+    ("a day's turnover", "a|day", "=1 2 3 4 5 6", "a|day"),
+    ("a day that is none", "a|day", "=today", "a|day (no integer)"),
+    ("a rate", "a|tat", "5", "a|tat (audit replay)"),
+    ("a figure that is no number", "fees", "=none", "fees"),
+    ("a counter that is no number", "a|open_orders", "=none", "a|open_orders (no integer)"),
+    ("a record that is none", "p|BTC-USD", "=gone", "p|BTC-USD"),
+    ("a figure of nobody", "p|DOGE-USD|lots", "7", "p|DOGE-USD|lots (audit replay)"),
+    ("what is held", "held", "=", "held: booked ''"),
+    ("the last sizes", "p|BTC-USD|recent", "=1 2", "p|BTC-USD|recent: booked '1 2'"),
+    ("a window", "s|manual|rejects", "=5 5", "s|manual|rejects: booked '5 5'"),
 ]
 
 
-@pytest.mark.parametrize(("what", "command", "difference"), FIGURES, ids=[row[0] for row in FIGURES])
+@pytest.mark.parametrize(("what", "figure", "change", "difference"), FIGURES, ids=[row[0] for row in FIGURES])
 async def test_a_figure_that_was_changed_is_found(
+    traded: Books, what: str, figure: str, change: str, difference: str
+) -> None:
+    await traded.limit({"account|order_interval_us": "1000"})
+    await traded.accept("o-rate")
+    assert await verify(traded.ledger, ACCOUNT) == []
+    if change.startswith("="):
+        await set_figure(traded.ledger, BASE, figure, change[1:])
+    else:
+        await add_to_figure(traded.ledger, BASE, figure, int(change))
+    found = [one.what for one in await verify(traded.ledger, ACCOUNT)]
+    assert any(name.startswith(difference) for name in found), found
+
+
+OTHER_KEYS: list[tuple[str, list[str], str]] = [
+    # what, the command, how the difference begins
+    ("a trading state", ["HSET", f"{BASE}:state", "account", "CANCEL_ALL"], ":state account: booked 'CANCEL_ALL'"),
+    ("a cause", ["HSET", f"{BASE}:state", "cause|account", "DRAWDOWN"], ":state cause|account: booked 'DRAWDOWN'"),
+    ("the epoch", ["HINCRBY", f"{BASE}:state", "epoch", "1"], ":state epoch: booked '2'"),
+    ("a limit", ["HSET", f"{BASE}:limits", "account", "max_open_orders=9"], ":limits account: booked"),
+    ("a limit that is gone", ["HDEL", f"{BASE}:limits", "key|*"], ":limits key|*: booked ''"),
+    ("a forgotten order", ["DEL", f"{BASE}:order:o-0"], "orders in :open without a reservation"),
+    ("an order that is no longer open", ["ZREM", f"{BASE}:open", "o-0"], "a|open_orders"),
+    ("an order that reserves less", ["HSET", f"{BASE}:order:o-0", "reserved_notional", "1"], "a|sell_notional"),
+    ("an order nobody will send", ["DEL", f"{BASE}:outbox"], "reserved orders missing in the outbox"),
+]
+
+
+@pytest.mark.parametrize(("what", "command", "difference"), OTHER_KEYS, ids=[row[0] for row in OTHER_KEYS])
+async def test_another_key_that_was_changed_is_found(
     traded: Books, what: str, command: list[str], difference: str
 ) -> None:
-    if what in {"a day's turnover", "a rate"}:
-        await traded.limit({"account|order_interval_us": "1000"})
-        await traded.accept("o-rate")
+    await traded.accept("o-waiting")
     assert await verify(traded.ledger, ACCOUNT) == []
-    if command[-1] == "{day}":
-        day = (await traded.ledger.snapshot(ACCOUNT)).book["a|day"].split()
-        command = [*command[:-1], " ".join([*day[:2], "1", *day[3:]])]
     await traded.ledger._direct(*command)
     found = [one.what for one in await verify(traded.ledger, ACCOUNT)]
     assert any(name.startswith(difference) for name in found), found
@@ -151,10 +180,10 @@ async def test_a_figure_that_was_changed_is_found(
 
 async def test_a_figure_of_the_desk_that_was_changed_is_found(traded: Books) -> None:
     assert await verify(traded.ledger, None) == []
-    await traded.ledger._direct("HINCRBY", f"{DESK}:book", "peak", "3")
+    await add_to_figure(traded.ledger, DESK, "peak", 3)
     (difference,) = await verify(traded.ledger, None)
     assert (difference.what, difference.booked - difference.computed) == ("peak (audit replay)", 3)
-    await traded.ledger._direct("HINCRBY", f"{DESK}:book", "gross", "1")
+    await add_to_figure(traded.ledger, DESK, "gross", 1)
     assert {one.what for one in await verify(traded.ledger, None)} == {
         "peak (audit replay)", "gross", "gross (audit replay)",
     }  # fmt: skip
@@ -355,3 +384,56 @@ def test_a_short_key_is_refused(tmp_path: Path) -> None:
 
 def test_findings_are_shown_in_one_line() -> None:
     assert "\n" not in str(Finding("altered", 3, "a", "b", "5-0"))
+
+
+async def test_an_anchor_that_cannot_be_written_is_an_error_and_the_next_one_stands_for_it(
+    traded: Books, anchors: Anchors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await anchors.write(traded.ledger, ACCOUNT)
+    await traded.accept("o-8")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cluster.anchors.os.fsync", full)
+        with pytest.raises(AnchorError, match="No space left"):
+            await anchors.write(traded.ledger, ACCOUNT)
+    await traded.accept("o-9")
+    last = await anchors.write(traded.ledger, ACCOUNT)
+    assert first is not None
+    assert last is not None
+    assert last.seq == first.seq + 2
+    assert await anchors.check(traded.ledger, ACCOUNT) == []
+
+
+async def test_two_writers_of_anchors_leave_one_sound_file(traded: Books, anchors: Anchors) -> None:
+    """As while one execution service hands over to the next."""
+    other = Anchors(anchors.folder, KEY)
+    for number in range(10):
+        await traded.accept(f"y-{number}")
+        await asyncio.gather(anchors.write(traded.ledger, ACCOUNT), other.write(traded.ledger, ACCOUNT))
+    assert anchors.path(ACCOUNT).read_bytes().count(b"\n") == 10
+    assert await anchors.check(traded.ledger, ACCOUNT) == []
+
+
+async def test_proofs_hold_while_orders_come_in(traded: Books, anchors: Anchors) -> None:
+    """Sums, book and log are read at different moments; what comes between must not look like damage."""
+    stop = asyncio.Event()
+
+    async def trade() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            await traded.accept(f"z-{number}")
+            await traded.send(f"z-{number}")
+            await traded.fill(f"z-{number}", 10, 10_000)
+
+    trading = asyncio.create_task(trade())
+    for _ in range(8):
+        assert await verify(traded.ledger, ACCOUNT) == []
+        assert (await verify_chain(traded.ledger, ACCOUNT, None)).findings == []
+        await anchors.write(traded.ledger, ACCOUNT)
+        assert await anchors.check(traded.ledger, ACCOUNT) == []
+    stop.set()
+    await trading

@@ -15,6 +15,7 @@ from cluster.ledger import Ledger
 from conf.settings import Settings, write_secrets
 from tests.books import ACCOUNT, BASE, Books
 from tests.servers import PASSWORD, redis_secrets
+from tests.tampering import add_to_figure
 
 pytestmark = pytest.mark.anyio
 
@@ -82,7 +83,7 @@ async def test_a_damaged_log_is_named_at_its_row_with_exit_code_1(traded: Books,
 
 
 async def test_books_that_do_not_add_up_are_shown(traded: Books, ledger: Ledger) -> None:
-    await ledger._direct("HINCRBY", f"{BASE}:book", "cash", "1")
+    await add_to_figure(ledger, BASE, "cash", 1)
     code, found = await as_json("verify", "-a", ACCOUNT)
     assert code == 1
     (difference,) = found[ACCOUNT]["differences"]
