@@ -29,6 +29,8 @@ from redis.maint_notifications import MaintNotificationsConfig
 from conf.settings import RedisSettings, Secrets, Settings
 
 LOG: Final = logging.getLogger(__name__)
+# What the server lists the desk's connections under (CLIENT LIST).
+CLIENT_NAME: Final = "desk"
 # More calls than this waiting for the server means it cannot keep up: refusing is better than queueing without end.
 WAITING_CALLS_MAX: Final = 20_000
 PIPELINE_CALLS_MAX: Final = 256
@@ -107,6 +109,7 @@ class Wire:
             # Nothing is repeated behind our back; _exchange says what may be.
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
+            client_name=CLIENT_NAME,
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
         self._client = redis.asyncio.Redis.from_pool(self._pool)
@@ -333,26 +336,27 @@ class _Primary:
     async def _ask(self, host: str, port: int) -> _Answer | str:
         """One Sentinel's answer, or why there is none."""
         settings = self._settings
-        client = redis.asyncio.Redis(
+        connection = (SSLConnection if settings.tls else Connection)(
             host=host,
             port=port,
             password=self._password,
-            ssl=settings.tls,
             socket_timeout=settings.connect_timeout_s,
             socket_connect_timeout=settings.connect_timeout_s,
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
         )
         try:
-            pipe = client.pipeline(transaction=False)
+            await connection.connect()  # type: ignore[no-untyped-call]
             # During a failover the first names the promoted server before the second does.
-            pipe.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", settings.sentinel_name)
-            pipe.execute_command("SENTINEL", "MASTER", settings.sentinel_name)
-            address, state = await pipe.execute()
+            await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", settings.sentinel_name)
+            address = await connection.read_response()
+            await connection.send_command("SENTINEL", "MASTER", settings.sentinel_name)
+            state = await connection.read_response()
         except (redis.exceptions.RedisError, OSError) as error:
             return f"{host}:{port}: {error or type(error).__name__}"
         finally:
-            await client.aclose()
+            # At once, without waiting for the other end: this task may be cancelled any time.
+            await connection.disconnect(nowait=True)
         if not isinstance(state, dict):
             state = dict(zip(state[::2], state[1::2], strict=True))
         old = [state["ip"], str(state["port"])] == [str(part) for part in address]

@@ -45,8 +45,9 @@ class RedisSettings(_Section):
     """The ledger's server: one at ``host``, or the primary that ``sentinels`` name.
 
     With neither the desk starts its own Valkey on ``port`` (0 = a free one). Where answers wait for replicas, an order
-    is acknowledged, and sent to the venue, only once that many of them have its reservation. That many must always
-    include one that Sentinel may promote: with a Sentinel beside each of three servers 1 is enough, else it is all.
+    is acknowledged, and sent to the venue, only once ``wait_replicas`` of them have its reservation. All of them: a
+    failover loses nothing, and nothing is acknowledged while one is missing. One of two: a crash loses nothing and
+    orders go on after seconds; a failover by hand (SENTINEL FAILOVER) of a primary that lives does lose.
     """
 
     host: str | None = None
@@ -79,7 +80,7 @@ class RedisSettings(_Section):
     @property
     def acknowledgements(self) -> int:
         """How many replicas must have a write before it is answered."""
-        return int(bool(self.sentinels)) if self.wait_replicas is None else self.wait_replicas
+        return self.wait_replicas or 0
 
     @property
     def sentinel_addresses(self) -> list[tuple[str, int]]:
@@ -101,6 +102,8 @@ class RedisSettings(_Section):
     def _consistent(self) -> RedisSettings:
         if self.sentinels and self.host is not None:
             raise ValueError("host and sentinels: one of them; the primary's address comes from the Sentinels")
+        if self.sentinels and self.wait_replicas is None:
+            raise ValueError("wait_replicas: named with sentinels; as many as there are replicas, to lose nothing")
         if self.embedded and self.acknowledgements:
             raise ValueError("wait_replicas: the desk's own server has none; name host or sentinels")
         waits = bool(self.acknowledgements) + self.wait_aof

@@ -403,7 +403,7 @@ SENTINELS: Final = ("a:1", "b:2", "c:3")
         ({"wait_aof": True}, 0, True),
         ({"host": "ledger"}, 0, False),
         ({"host": "ledger", "wait_replicas": 2}, 2, False),
-        ({"sentinels": SENTINELS}, 1, False),
+        ({"sentinels": SENTINELS, "wait_replicas": 1}, 1, False),
         ({"sentinels": SENTINELS, "wait_replicas": 0}, 0, False),
         ({"sentinels": SENTINELS, "wait_replicas": 2}, 2, False),
         ({"host": "ledger", "wait_replicas": 1, "wait_aof": True, "wait_timeout_ms": 499}, 1, False),
@@ -430,12 +430,14 @@ def test_how_many_replicas_answers_wait_for(settings: dict[str, Any], acknowledg
         ({"sentinels": ["a:１"]}, "expected host:port"),
         ({"sentinels": "a:1"}, "valid tuple"),
         ({"sentinels": [f"a:{n}" for n in range(1, 17)]}, "at most 15"),
+        ({"sentinels": SENTINELS}, "wait_replicas: named with sentinels"),
+        ({"sentinels": SENTINELS, "wait_replicas": None}, "as many as there are replicas"),
         ({"sentinels": SENTINELS, "sentinel_name": ""}, "at least 1 character"),
         ({"host": "a", "wait_replicas": -1}, "greater than or equal to 0"),
         ({"host": "a", "wait_replicas": 17}, "less than or equal to 16"),
         ({"host": "a", "wait_replicas": 1, "wait_timeout_ms": 0}, "greater than or equal to 1"),
         ({"host": "a", "wait_replicas": 1, "wait_timeout_ms": 1000}, "must be below timeout_s"),
-        ({"sentinels": SENTINELS, "timeout_s": 0.4}, "must be below timeout_s"),
+        ({"sentinels": SENTINELS, "wait_replicas": 1, "timeout_s": 0.4}, "must be below timeout_s"),
         ({"wait_aof": True, "timeout_s": 0.4}, "must be below timeout_s"),
         ({"host": "a", "wait_replicas": 1, "wait_aof": True, "wait_timeout_ms": 500}, "twice 500 ms must be below"),
     ],
@@ -446,7 +448,7 @@ def test_settings_that_cannot_work_are_refused_with_the_rule(settings: dict[str,
 
 
 def test_sentinels_are_hosts_and_ports() -> None:
-    settings = RedisSettings(sentinels=("ledger-0.ledger:26379", "[::1]:26380"))
+    settings = RedisSettings(wait_replicas=2, sentinels=("ledger-0.ledger:26379", "[::1]:26380"))
     assert settings.sentinel_addresses == [("ledger-0.ledger", 26379), ("::1", 26380)]
 
 
