@@ -39,6 +39,7 @@ def orders_submit(
         print_json(answer)
     elif status == 201:
         console.print(f"[green]ACCEPTED[/] {answer['client_order_id']}: reserved {answer['reserved_notional']}")
+        _print_rules("near a limit", answer.get("warnings", []))
     else:
         _print_problem(answer)
     if status != 201:
@@ -110,9 +111,13 @@ def order_body(
 
 def _print_problem(answer: dict[str, Any]) -> None:
     console.print(f"[red]{answer.get('code', 'ERROR')}[/] {answer.get('detail', '')}")
-    rows = [[d["code"], d["scope"], d["value"], d["limit"], d["unit"], d["message"]] for d in answer.get("denials", [])]
+    _print_rules("", answer.get("denials", []))
+
+
+def _print_rules(title: str, found: list[dict[str, Any]]) -> None:
+    rows = [[rule[name] for name in ("code", "scope", "value", "limit", "unit", "message")] for rule in found]
     if rows:
-        print_table("", ["rule", "scope", "value>", "limit>", "unit", "meaning"], rows)
+        print_table(title, ["rule", "scope", "value>", "limit>", "unit", "meaning"], rows)
 
 
 def _why(row: dict[str, Any]) -> str:
