@@ -8,8 +8,8 @@
 --   :state      hash    account | strategy|S | product|P -> trading state; cause|SCOPE -> why, where a rule tripped; epoch
 --   :limits     hash    account | strategy|S | product|P | key|ID | key|* | group|G -> "name=hard:soft …"; calendar;
 --                       version; baseline
---   :book       hash    every counter: cash, reserved, fees, held, seq, head; and by scope a record of integers: a | s|S |
---                       p|P | sp|S|P | k|KEY | g|GROUP, the desk's own: all
+--   :book       hash    every counter, integers as text: cash, reserved, fees, held, seq, head; then by scope, with the
+--                       prefixes a | s|S | p|P | sp|S|P | k|KEY | g|GROUP (the desk's own without a prefix)
 --   :reference  hash    P -> "bid ask set_ms num den bid_lots ask_lots anchor_mid2 anchor_ms volatile_until_ms"
 --   :order:ID   hash    one order;  :open  zset of ids with a reservation, by time;  :fills:ID  set of trade ids
 --   :resting:P:SIDE  zset  id -> limit in ticks;  :dup:…  string, for as long as the same order counts as a duplicate
@@ -193,99 +193,31 @@ end
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- books: fields read together, changed in memory, written together
---
--- A scope's figures stand in ONE field, a record of integers in this order (and its day's text behind them), because a
--- field more costs the server more than a number more. What else the verbs call a field is one of its own.
--- `a|gross` is the figure gross of the record `a`, `p|BTC-USD|lots` one of `p|BTC-USD`; the desk's record is `all`.
 
-local RECORDS = {
-  all = { 'open_orders', 'buy_notional', 'sell_notional', 'gross', 'value', 'pnl', 'equity', 'peak', 'tat', 'day' },
-  a = { 'open_orders', 'buy_notional', 'sell_notional', 'gross', 'value', 'pnl', 'equity', 'peak', 'tat', 'msg_tat', 'day' },
-  s = { 'open_orders', 'buy_notional', 'sell_notional', 'gross', 'value', 'pnl', 'peak', 'tat', 'streak', 'day' },
-  p = { 'open_orders', 'buy_notional', 'sell_notional', 'gross', 'value', 'pnl', 'tat', 'lots', 'buy_lots', 'sell_lots',
-    'cost', 'realised', 'fees', 'day' },
-  k = { 'open_orders', 'buy_notional', 'sell_notional', 'tat', 'day' },
-  g = { 'buy_notional', 'sell_notional', 'gross' },
-  sp = { 'lots', 'buy_lots', 'sell_lots', 'cost', 'realised', 'fees', 'gross', 'value', 'pnl' },
-}
-
--- A record by its field: its figures' names, how its text is matched and made. Nothing for a field that is no record.
-local record_of = remembered(function(field)
-  local kind = field:match('^(%l+)|') or field
-  local names = RECORDS[kind]
-  local parts = select(2, field:gsub('|', '|'))
-  if not names or parts ~= (({ all = 0, a = 0, sp = 2 })[kind] or 1) then
-    return false
+-- name -> its place in a list of names; both belong together and are shared, so nobody may change them.
+local function indexed(names)
+  local index = {}
+  for i = 1, #names do
+    index[names[i]] = i
   end
-  local joined, last = {}, names[#names] == 'day' and #names or nil
-  for i, name in ipairs(names) do
-    joined[i] = kind == 'all' and name or field .. '|' .. name
-  end
-  local numbers = last and last - 1 or #names
-  return { field = field, names = joined, numbers = numbers, day = last and joined[last],
-    pattern = '^' .. string.rep('(%S+) ', numbers):sub(1, -2) .. (last and ' ?(.*)$' or '$'),
-    format = string.rep('%d ', numbers):sub(1, -2) .. (last and ' %s' or '') }
-end)
-
--- The record a figure is in, or false where it is a field of its own.
-local place_of = remembered(function(name)
-  local record = record_of(name:match('^(.*)|[^|]+$') or 'all')
-  for _, joined in ipairs(record and record.names or {}) do
-    if joined == name then
-      return record
-    end
-  end
-  return false
-end)
-
-local function unpack_record(values, record, packed)
-  local parts = packed and { packed:match(record.pattern) }
-  if packed and #parts == 0 then
-    error('not a record of the ledger: ' .. record.field .. ' ' .. packed)
-  end
-  for i = 1, record.numbers do
-    values[record.names[i]] = parts and own_integer(parts[i]) or 0
-  end
-  if record.day then
-    values[record.day] = parts and parts[record.numbers + 1] ~= '' and parts[record.numbers + 1] or false
-  end
+  return { names = names, index = index }
 end
 
-local function pack_record(values, record)
-  local parts = {}
-  for i = 1, record.numbers do
-    parts[i] = values[record.names[i]]
-  end
-  parts[record.numbers + 1] = record.day and (values[record.day] or '')
-  return string.format(record.format, unpack(parts))
-end
-
--- `fields` are fields of the hash: records and others.
 local function read_book(key, fields)
-  local book = { key = key, values = {}, changed = {} }
-  local raw = #fields > 0 and redis.call('HMGET', key, unpack(fields)) or {}
-  for i = 1, #fields do
-    local record = record_of(fields[i])
-    if record then
-      unpack_record(book.values, record, raw[i])
-    else
-      book.values[fields[i]] = raw[i]
-    end
-  end
-  return book
+  return { key = key, raw = redis.call('HMGET', key, unpack(fields.names)), index = fields.index, values = {}, changed = {} }
 end
 
 -- The field as it is now: a number once it has been used as one, else its text; false where there is none.
 local function value_of(book, name)
   local value = book.values[name]
   if value == nil then
-    local record = place_of(name)
-    if record then
-      unpack_record(book.values, record, redis.call('HGET', book.key, record.field))
+    local i = book.index[name]
+    if i then
+      value = book.raw[i]
     else
-      book.values[name] = redis.call('HGET', book.key, name)
+      value = redis.call('HGET', book.key, name)
     end
-    value = book.values[name]
+    book.values[name] = value
   end
   return value
 end
@@ -294,8 +226,7 @@ local function figure(book, name)
   local value = book.values[name]
   if value == nil then
     value = value_of(book, name)
-  end
-  if type(value) == 'number' then
+  elseif type(value) == 'number' then
     return value
   end
   local n = value and own_integer(value) or 0
@@ -304,13 +235,8 @@ local function figure(book, name)
 end
 
 local function put_value(book, name, value)
-  local record = place_of(name)
-  if record and book.values[record.names[1]] == nil then
-    -- The others of its record are written with it.
-    value_of(book, record.names[1])
-  end
   book.values[name] = value
-  book.changed[record and record.field or name] = record
+  book.changed[name] = true
 end
 
 local function add(book, name, n)
@@ -325,14 +251,10 @@ end
 
 local function write_book(book)
   local flat, n = {}, 0
-  for field, record in pairs(book.changed) do
-    flat[n + 1] = field
-    if record then
-      flat[n + 2] = pack_record(book.values, record)
-    else
-      local value = book.values[field]
-      flat[n + 2] = type(value) == 'number' and text(value) or value
-    end
+  for name in pairs(book.changed) do
+    local value = book.values[name]
+    flat[n + 1] = name
+    flat[n + 2] = type(value) == 'number' and text(value) or value
     n = n + 2
   end
   if n > 0 then
@@ -340,37 +262,11 @@ local function write_book(book)
   end
 end
 
--- A whole book as the verbs name its figures, as text; `flat` is the hash as HGETALL gives it. A record that cannot be
--- read stands as it is, so that it can be seen.
-local function unpacked(flat)
-  local found = {}
-  for i = 1, #flat, 2 do
-    local record, values = record_of(flat[i]), {}
-    if record and pcall(unpack_record, values, record, flat[i + 1]) then
-      for name, value in pairs(values) do
-        found[name] = type(value) == 'number' and text(value) or value or nil
-      end
-    else
-      found[flat[i]] = flat[i + 1]
-    end
-  end
-  return found
-end
-
-local function flattened(map)
-  local flat = {}
-  for name, value in pairs(map) do
-    flat[#flat + 1] = name
-    flat[#flat + 1] = value
-  end
-  return flat
-end
-
 -- ---------------------------------------------------------------------------------------------------------------------
 -- a verb's context: one base, its book, what will be written with it
 
--- `fields` of the book are read at once, others when asked for.
-local CHAIN_FIELDS = { 'seq', 'head' }
+-- `fields`: an indexed() list of names the verb will need, seq and head among them; others are read when asked for.
+local CHAIN_FIELDS = indexed({ 'seq', 'head' })
 
 local function begin(base, us, fields)
   local book = read_book(base .. ':book', fields or CHAIN_FIELDS)

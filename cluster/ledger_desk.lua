@@ -38,6 +38,7 @@ local function tighten(keys, args)
     return redis.error_reply('ERR not a scope: ' .. scope)
   end
   local ctx = begin(base, now_us())
+  redis.call('XLEN', base .. ':audit')
   local before = state_of(ctx, scope)
   local holds = state
   if before and LEVELS[before] and LEVELS[before] >= LEVELS[state] then
@@ -338,6 +339,7 @@ local function propose_resume(keys, args)
   if not is_scope(base, scope) then
     return redis.error_reply('ERR not a scope: ' .. scope)
   end
+  redis.call('XLEN', base .. ':audit')
   local ctx = begin(base, now_us())
   local proposal = write_proposed(ctx, 'RESUME', cjson.encode({ scope = scope }), args[2], args[3], args[4], integer(args[5]))
   return cjson.encode(proposal)
@@ -434,7 +436,7 @@ local function set_limits(keys, args)
       now[scope] = false
     end
   end
-  redis.call('HLEN', base .. ':approvals')
+  sound(base)
   local ctx, version = begin(base, now_us()), integer(before.version or '0')
   if next(now) ~= nil then
     version = apply_limits(ctx, before, now, by, baseline, args[3])
@@ -544,6 +546,7 @@ local function archived(keys, args)
   if through > figure(ctx.book, 'seq') or through < figure(ctx.book, 'archived') then
     return redis.error_reply('ERR cannot be archived through ' .. args[1])
   end
+  redis.call('XLEN', base .. ':audit')
   put_value(ctx.book, 'archived', through)
   audit(ctx, 'ARCHIVED', args[1], args[4], { through_seq = args[1], file = args[2], sha256 = args[3] })
   finish(ctx)
@@ -573,12 +576,13 @@ end
 -- Everything about an account (and the desk) at one instant: flat {name, flat hash} pairs.
 local function snapshot(keys)
   local base, result = keys[1], {}
-  for prefix, of in pairs({ [''] = base, desk_ = DESK }) do
-    for _, name in ipairs({ 'state', 'limits', 'book', prefix == '' and 'reference' or nil }) do
-      local flat = redis.call('HGETALL', of .. ':' .. name)
-      result[#result + 1] = prefix .. name
-      result[#result + 1] = name == 'book' and flattened(unpacked(flat)) or flat
-    end
+  for _, name in ipairs({ 'state', 'limits', 'book', 'reference' }) do
+    result[#result + 1] = name
+    result[#result + 1] = redis.call('HGETALL', base .. ':' .. name)
+  end
+  for _, name in ipairs({ 'state', 'limits', 'book' }) do
+    result[#result + 1] = 'desk_' .. name
+    result[#result + 1] = redis.call('HGETALL', DESK .. ':' .. name)
   end
   result[#result + 1] = 'server'
   result[#result + 1] = { 'now_ms', text(math.floor(now_us() / 1000)), 'admitted', is_admitted(base, redis.call('HGET', base .. ':state', 'epoch')) and '1' or '0' }
@@ -617,9 +621,8 @@ local function sums_of(base)
   if base == DESK then
     for _, account in ipairs(redis.call('SMEMBERS', DESK .. ':accounts')) do
       local names = { 'open_orders', 'buy_notional', 'sell_notional', 'gross', 'value', 'pnl', 'equity' }
-      local book = read_book(DESK .. ':' .. account .. ':book', { 'a' })
       for _, name in ipairs(names) do
-        plus(total, name, figure(book, 'a|' .. name))
+        plus(total, name, integer(redis.call('HGET', DESK .. ':' .. account .. ':book', 'a|' .. name) or '0'))
       end
     end
     return total
@@ -645,7 +648,7 @@ local SUMMED = { open_orders = true, buy_notional = true, sell_notional = true, 
 
 -- How many counters of the book differ from what the open orders add up to.
 count_differences = function(base)
-  local total, book, differences = sums_of(base), unpacked(redis.call('HGETALL', base .. ':book')), 0
+  local total, book, differences = sums_of(base), hash(base .. ':book'), 0
   differences = total.broken + total.unqueued
   total.broken, total.unqueued = nil, nil
   for name, value in pairs(book) do
@@ -677,12 +680,12 @@ end
 
 -- Returns {flat {field, sum, …} summed afresh; the book; the desk's book}, all of one instant.
 local function open_sums(keys)
-  local sums = {}
+  local flat = {}
   for field, n in pairs(sums_of(keys[1])) do
-    sums[field] = text(n)
+    flat[#flat + 1] = field
+    flat[#flat + 1] = text(n)
   end
-  local book, desk = redis.call('HGETALL', keys[1] .. ':book'), redis.call('HGETALL', DESK .. ':book')
-  return { flattened(sums), flattened(unpacked(book)), flattened(unpacked(desk)) }
+  return { flat, redis.call('HGETALL', keys[1] .. ':book'), redis.call('HGETALL', DESK .. ':book') }
 end
 
 local function register(name, callback, flags)

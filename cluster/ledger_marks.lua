@@ -274,7 +274,7 @@ local function pack_reference(ref)
     ref.den, ref.bid_lots, ref.ask_lots, ref.anchor_mid2, ref.anchor_ms, ref.volatile_until_ms)
 end
 
-local MARK_NAMES = { 'seq', 'head', 'cash', 'held', 'a' }
+local MARK_NAMES = indexed({ 'seq', 'head', 'cash', 'a|value', 'a|gross', 'a|pnl', 'a|equity', 'a|peak', 'a|day' })
 
 -- ARGV: product, bid, ask, num, den, bid_lots, ask_lots … (integers; sizes 0 = not known). The age counts from this
 -- server's clock. A locked or crossed book is kept: it denies, and a crossed one halts the product.

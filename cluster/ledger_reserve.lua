@@ -5,17 +5,35 @@
 
 local RECENT_KEPT = 15
 local RECENT_NEEDED = 5
+local LIMIT_SCOPE_FIELDS = { 'open_orders', 'buy_notional', 'sell_notional', 'day', 'tat' }
+local MARKED_FIELDS = { 'gross', 'value' }
 
--- The book's fields that an order of this strategy, product, key and group looks at.
+-- Names of the book's fields that an order of this strategy, product and key looks at.
 local names_for = remembered(function(joined)
   local strategy, product, key, group = joined:match('^([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*)$')
-  local names = { 'seq', 'head', 'cash', 'reserved', 'held', 'a', 's|' .. strategy, 'p|' .. product, 'k|' .. key,
-    'sp|' .. strategy .. '|' .. product, 's|' .. strategy .. '|repeats', 'p|' .. product .. '|recent' }
-  names[#names + 1] = group ~= '' and 'g|' .. group or nil
-  return names
+  local names = { 'seq', 'head', 'cash', 'reserved', 'held', 'a|equity', 'a|msg_tat' }
+  for _, prefix in ipairs({ 'a|', 's|' .. strategy .. '|', 'p|' .. product .. '|', 'k|' .. key .. '|' }) do
+    for _, name in ipairs(LIMIT_SCOPE_FIELDS) do
+      names[#names + 1] = prefix .. name
+    end
+    for _, name in ipairs(prefix:sub(1, 1) ~= 'k' and MARKED_FIELDS or {}) do
+      names[#names + 1] = prefix .. name
+    end
+  end
+  for _, name in ipairs({ 'lots', 'buy_lots', 'sell_lots', 'recent' }) do
+    names[#names + 1] = 'p|' .. product .. '|' .. name
+  end
+  for _, name in ipairs({ 'lots', 'buy_lots', 'sell_lots' }) do
+    names[#names + 1] = 'sp|' .. strategy .. '|' .. product .. '|' .. name
+  end
+  names[#names + 1] = 's|' .. strategy .. '|repeats'
+  for _, name in ipairs(group ~= '' and { 'buy_notional', 'sell_notional', 'gross' } or {}) do
+    names[#names + 1] = 'g|' .. group .. '|' .. name
+  end
+  return indexed(names)
 end)
 
-local DESK_NAMES = { 'all' }
+local DESK_NAMES = indexed({ 'open_orders', 'buy_notional', 'sell_notional', 'gross', 'value', 'day', 'tat' })
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- what is found
@@ -391,7 +409,7 @@ local function check_self_trade(o, ctx)
   if not account or (account.word.self_trade or 'allow') == 'allow' then
     return
   end
-  local other = resting_key(ctx.base, o.product, o.side == 'BUY' and 'SELL' or 'BUY')
+  local other = ctx.base .. ':resting:' .. o.product .. (o.side == 'BUY' and ':SELL' or ':BUY')
   local best = redis.call(o.side == 'BUY' and 'ZRANGE' or 'ZREVRANGE', other, 0, 0, 'WITHSCORES')
   local ticks = best[2] and tonumber(best[2])
   if ticks and (not o.ticks or (o.side == 'BUY' and o.ticks >= ticks) or (o.side == 'SELL' and o.ticks <= ticks)) then
@@ -621,10 +639,6 @@ local function write_accepted(o, ctx)
   for _, w in ipairs(o.warnings) do
     alert(ctx, 'SOFT', w.code, w.scope, w.value, w.limit, w.message, o.id)
   end
-  local resting = o.ticks and o.tif == 'GTC' and resting_key(ctx.base, o.product, o.side)
-  if resting then
-    redis.call('ZCARD', resting)
-  end
   finish(ctx)
   local now, lots = text(o.us), text(o.lots)
   local notional, cash = text(o.notional), text(o.cash)
@@ -635,8 +649,8 @@ local function write_accepted(o, ctx)
     'reserved_notional', notional, 'reserved_cash', cash, 'notional', notional, 'cash', cash, 'created_us', now,
     'changed_us', now, 'by', o.by, 'reduce_only', o.reduce_only, 'warnings', warnings)
   redis.call('ZADD', ctx.base .. ':open', now, o.id)
-  if resting then
-    redis.call('ZADD', resting, text(o.ticks), o.id)
+  if o.ticks and o.tif == 'GTC' then
+    redis.call('ZADD', ctx.base .. ':resting:' .. o.product .. ':' .. o.side, text(o.ticks), o.id)
   end
   if o.duplicate_ms > 0 then
     redis.call('SET', o.duplicate_key, o.id, 'PX', text(o.duplicate_ms))
