@@ -128,12 +128,13 @@ class Anchors:
             return made
 
     async def check(self, ledger: Ledger, account: str | None, *, full: bool = True) -> list[Finding]:
-        """What the anchors say is no longer in the ledger; none is the proof. Without anchors nothing can be said.
+        """What the anchors (and archived files) say is no longer in the ledger; none is the proof.
 
         ``full`` reads every line and every entry they stand for; without it the newest line and the entries since.
         """
         log = AuditLog(ledger, account, self.folder)
         lines, findings = self._lines(account, None if full else TAIL_BYTES)
+        findings += _behind_archive(log, await log.head())
         anchors = [line.anchor for line in lines if line.anchor is not None]
         if not anchors:
             return findings
@@ -378,6 +379,17 @@ def _behind(seq: int, chain: str, head: Head) -> Finding:
     if head.seq >= seq:
         return Finding("anchor", seq, f"entry {seq} with chain {chain}", "no such entry: the log ends before it")
     return Finding("anchor", seq, f"at least {seq} entries", f"a ledger of {head.seq}: acknowledged entries are lost")
+
+
+def _behind_archive(log: AuditLog, head: Head) -> list[Finding]:
+    """An archived file stands for what the ledger once held, also where the anchors themselves were lost."""
+    files = log.archive.files() if log.archive else []
+    found = f"a ledger of {head.seq}: acknowledged entries are lost"
+    return [
+        Finding("anchor", file.last, f"at least {file.last} entries", found, file=file.name)
+        for file in files[-1:]
+        if file.last > head.seq
+    ]
 
 
 def _differs(anchor: Anchor, row: Row | None) -> Finding:

@@ -357,3 +357,44 @@ async def test_a_file_of_another_life_stops_the_job_and_a_reset_puts_it_aside(tr
     await archive_account(traded.ledger, ACCOUNT, folder, keep_hours=0)
     assert (await verify_chain(traded.ledger, ACCOUNT, folder)).findings == []
     assert await anchors.check(traded.ledger, ACCOUNT) == []
+
+
+async def test_an_emptied_ledger_is_refused_by_its_archive_alone(traded: Books, folder: Path) -> None:
+    """The anchors were lost together with the ledger, or there never were any."""
+    anchors = Anchors(folder, KEY)
+    await archive_account(traded.ledger, ACCOUNT, folder, keep_hours=0)
+    await anchors.require(traded.ledger, ACCOUNT)
+    await traded.ledger._direct("FLUSHALL")
+    await traded.ledger.install()
+    with pytest.raises(BooksLost, match="acknowledged entries are lost"):
+        await anchors.require(traded.ledger, ACCOUNT)
+
+
+async def test_proofs_hold_while_entries_move_to_the_archive(
+    traded: Books, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the archive and the reading of the stream, again and again."""
+    ledger, read, turns = traded.ledger, traded.ledger.audit_entries, 0
+
+    async def archived_meanwhile(*args: Any) -> Any:
+        nonlocal turns
+        found = await read(*args)
+        turns += 1
+        if turns in {1, 5, 9}:
+            with monkeypatch.context() as patched:
+                patched.setattr(ledger, "audit_entries", read)
+                await archive_account(ledger, ACCOUNT, folder, keep_hours=0, rows_per_file=10)
+        return found
+
+    monkeypatch.setattr(ledger, "audit_entries", archived_meanwhile)
+    for proof in (verify_chain, verify):
+        turns = 0
+        await traded.accept(f"more-{proof.__name__}")
+        found: Any = await proof(ledger, ACCOUNT, folder)
+        assert (found if proof is verify else found.findings) == []
+    anchors = Anchors(folder, KEY)
+    turns = 0
+    await anchors.write(ledger, ACCOUNT)
+    turns = 0
+    await traded.accept("and-more")
+    assert await anchors.check(ledger, ACCOUNT) == []
