@@ -33,6 +33,7 @@ from tests.controls import (
     race,
     warns_above_the_soft_level,
 )
+from tests.tampering import figure_of, set_figure
 
 pytestmark = pytest.mark.anyio
 
@@ -190,11 +191,11 @@ async def test_a_new_day_begins_with_nothing_used_up(
     await books.open(limits={f"{scope}|{name}": limit})
     base, prefix = FIELDS[scope]
     day = await today(books)
-    await books.ledger._direct("HSET", f"{base}:book", f"{prefix}day", f"{day} 5 1000000 0 5 5")
+    await set_figure(books.ledger, base, f"{prefix}day", f"{day} 5 1000000 0 5 5")
     assert await books.codes("today") == {(code, named(scope))}
-    await books.ledger._direct("HSET", f"{base}:book", f"{prefix}day", f"{day - 1} 5 1000000 0 5 5")
+    await set_figure(books.ledger, base, f"{prefix}day", f"{day - 1} 5 1000000 0 5 5")
     await books.accept("yesterday")
-    packed = await books.ledger._direct("HGET", f"{base}:book", f"{prefix}day")
+    packed = await figure_of(books.ledger, base, f"{prefix}day")
     assert Day(*map(int, packed.split())) == Day(day, 1, 0, 0, 1, 0)
 
 
@@ -203,7 +204,7 @@ async def test_what_was_lost_yesterday_is_no_loss_of_today(books: Books) -> None
     day = await today(books)
     # The day before began 900,000 above where it ended.
     pnl = int((await books.ledger.snapshot(ACCOUNT)).book["a|pnl"])
-    await books.ledger._direct("HSET", f"{BASE}:book", "a|day", f"{day - 1} 0 0 {pnl + 900_000} 0 0")
+    await set_figure(books.ledger, BASE, "a|day", f"{day - 1} 0 0 {pnl + 900_000} 0 0")
     await books.quote({"BTC-USD": (9_400, 9_600)})
     assert await books.causes() == {}
     assert (await books.day()).pnl_start == pnl
@@ -216,7 +217,7 @@ async def test_an_order_that_rests_over_midnight_counts_for_the_day_it_is_filled
     await books.accept("o-1")
     await books.send("o-1")
     day = await today(books)
-    await books.ledger._direct("HSET", f"{BASE}:book", "a|day", f"{day - 1} 1 0 0 1 0")
+    await set_figure(books.ledger, BASE, "a|day", f"{day - 1} 1 0 0 1 0")
     await books.fill("o-1", 10, 10_000)
     found = await books.day()
     assert (found.day, found.orders, found.turnover, found.messages, found.fills) == (day, 0, 1_000_000, 0, 1)
@@ -477,7 +478,7 @@ async def test_a_clock_that_was_set_back_does_not_lock_for_long(books: Books, sc
     # What an order left behind before the server's clock was set back by 100 days.
     base, prefix = FIELDS[scope]
     ahead = ((await books.ledger.snapshot(ACCOUNT)).now_ms + 100 * 86_400_000) * 1_000
-    await books.ledger._direct("HSET", f"{base}:book", f"{prefix}tat", str(ahead))
+    await set_figure(books.ledger, base, f"{prefix}tat", str(ahead))
     (denial,) = await books.denials("o-1")
     assert (denial["code"], denial["scope"], int(denial["value"])) == ("RATE_LIMIT", named(scope), 1_000)
 

@@ -22,6 +22,7 @@ from tests.controls import (
     open_second,
     warns_above_the_soft_level,
 )
+from tests.tampering import set_figure
 
 pytestmark = pytest.mark.anyio
 
@@ -226,7 +227,7 @@ async def test_a_position_above_a_lowered_limit_may_still_be_reduced(books: Book
 
 async def test_a_position_beyond_what_can_be_counted_is_denied_without_any_limit(books: Books) -> None:
     await books.open()
-    await books.ledger._direct("HSET", f"{BASE}:book", "p|BTC-USD|lots", str(LEDGER_INTEGER_MAX))
+    await set_figure(books.ledger, BASE, "p|BTC-USD|lots", str(LEDGER_INTEGER_MAX))
     assert ("VALUE_TOO_LARGE", "product|BTC-USD") in await books.codes("o-1")
 
 

@@ -29,6 +29,7 @@ from tests.controls import (
     rivals,
 )
 from tests.servers import KINDS, Server, binary
+from tests.tampering import add_to_figure, figure_of, set_figure
 
 pytestmark = pytest.mark.anyio
 
@@ -346,12 +347,12 @@ async def reject_two(books: Books) -> None:
 
 
 async def one_too_many(books: Books) -> None:
-    await books.ledger._direct("HINCRBY", f"{BASE}:book", "a|open_orders", "1")
+    await add_to_figure(books.ledger, BASE, "a|open_orders", 1)
     assert await books.ledger.prove(ACCOUNT) == 1
 
 
 async def one_less(books: Books) -> None:
-    await books.ledger._direct("HINCRBY", f"{BASE}:book", "a|open_orders", "-1")
+    await add_to_figure(books.ledger, BASE, "a|open_orders", -1)
     assert await books.ledger.prove(ACCOUNT) == 0
 
 
@@ -557,8 +558,8 @@ async def test_what_is_counted_in_a_window_is_forgotten_after_it(
 ) -> None:
     await books.open(cash=CASH, limits=limits)
     await fill_up(books)
-    start, count = (await books.ledger._direct("HGET", f"{BASE}:book", name)).split()
-    await books.ledger._direct("HSET", f"{BASE}:book", name, f"{int(start) - 60_001} {count}")
+    start, count = (await figure_of(books.ledger, BASE, name)).split()
+    await set_figure(books.ledger, BASE, name, f"{int(start) - 60_001} {count}")
     if what == "repeats":
         await books.accept("in-the-next-window")
     elif what == "rejects":
@@ -566,7 +567,7 @@ async def test_what_is_counted_in_a_window_is_forgotten_after_it(
     else:
         await books.ledger.venue_errors(ACCOUNT, books.epoch, 1)
     assert await books.causes() == {}
-    assert (await books.ledger._direct("HGET", f"{BASE}:book", name)).split()[1] == "1"
+    assert (await figure_of(books.ledger, BASE, name)).split()[1] == "1"
 
 
 @pytest.mark.parametrize(
