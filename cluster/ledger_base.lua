@@ -351,9 +351,16 @@ local function limit_value(word)
   return word:match('^%d+$') and tonumber(word)
 end
 
+-- No value is above a limit that is missing: that it is missing denies by itself.
+local ABOVE_ALL = {
+  __index = function()
+    return UNLIMITED
+  end,
+}
+
 -- "name=hard:soft …" -> hard and soft as numbers by name (unlimited = infinite), and what is no number as a word.
 local limits_in = remembered(function(record)
-  local parsed = { hard = {}, soft = {}, word = {}, text = record }
+  local parsed = { hard = {}, soft = setmetatable({}, ABOVE_ALL), word = {}, text = record }
   for name, value in record:gmatch('(%S+)=(%S+)') do
     local first, second = value:match('^([^:]+):?(.*)$')
     local hard = limit_value(first or '')

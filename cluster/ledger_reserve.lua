@@ -50,7 +50,7 @@ end
 -- had its denial in check_limits().
 local function compare(o, record, scope, name, value, unit, code, message)
   local soft = record.soft[name]
-  if value and soft and value > soft then
+  if value and value > soft then
     local hard = record.hard[name]
     if value > hard then
       deny(o, code, scope, text(value), text(hard), unit, message)
@@ -295,17 +295,29 @@ local function check_size(o, ctx)
   end
 end
 
--- What every scope with limits compares. `n` nil: the order could not be valued.
+-- What every scope with limits compares. `n` nil: the order could not be valued. Asked here whether a level is passed at
+-- all, because this is half of all comparing.
 local function check_scope(o, scope, n)
   local book, f, limits, label, open = scope.book, scope.f, scope.limits, scope.label, scope.open
-  local day = today(book, f, o.day)
+  local soft, day = limits.soft, today(book, f, o.day)
   scope.today = day
-  compare(o, limits, label, 'max_order_notional', n, 'micros', 'NOTIONAL_EXCEEDS_MAX', 'order notional')
-  compare(o, limits, label, 'max_open_orders', figure(book, f.open_orders) + 1, 'orders', 'MAX_OPEN_ORDERS', 'open orders')
-  compare(o, limits, label, 'max_open_notional', n and open + n, 'micros', 'MAX_OPEN_VALUE', 'value of open orders')
-  compare(o, limits, label, 'max_daily_orders', day[1] + 1, 'orders', 'DAILY_ORDERS', "today's orders")
-  compare(o, limits, label, 'max_daily_turnover', n and day[2] + open + n, 'micros', 'DAILY_TURNOVER',
-    "today's turnover with open orders")
+  if n and n > soft.max_order_notional then
+    compare(o, limits, label, 'max_order_notional', n, 'micros', 'NOTIONAL_EXCEEDS_MAX', 'order notional')
+  end
+  local orders = figure(book, f.open_orders) + 1
+  if orders > soft.max_open_orders then
+    compare(o, limits, label, 'max_open_orders', orders, 'orders', 'MAX_OPEN_ORDERS', 'open orders')
+  end
+  if n and open + n > soft.max_open_notional then
+    compare(o, limits, label, 'max_open_notional', open + n, 'micros', 'MAX_OPEN_VALUE', 'value of open orders')
+  end
+  if day[1] + 1 > soft.max_daily_orders then
+    compare(o, limits, label, 'max_daily_orders', day[1] + 1, 'orders', 'DAILY_ORDERS', "today's orders")
+  end
+  if n and day[2] + open + n > soft.max_daily_turnover then
+    compare(o, limits, label, 'max_daily_turnover', day[2] + open + n, 'micros', 'DAILY_TURNOVER',
+      "today's turnover with open orders")
+  end
 end
 
 local function check_gross(o, scope, n, reduces)
