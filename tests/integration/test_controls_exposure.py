@@ -20,7 +20,6 @@ from tests.controls import (
     denies_one_over_and_accepts_at,
     denies_where_the_limit_is_missing,
     leaves_exactly_its_room_to_three_rivals,
-    lets_anything_pass_where_unlimited,
     open_second,
     prepare,
     race,
@@ -149,13 +148,8 @@ async def test_an_exposure_above_its_soft_level_passes_with_a_warning(books: Boo
 
 
 @pytest.mark.parametrize("control", ALL, ids=str)
-async def test_an_exposure_without_its_limit_denies(books: Books, control: Control) -> None:
+async def test_an_exposure_without_its_limit_denies_and_an_unlimited_one_passes(books: Books, control: Control) -> None:
     await denies_where_the_limit_is_missing(books, control)
-
-
-@pytest.mark.parametrize("control", ALL, ids=str)
-async def test_an_exposure_that_is_unlimited_passes(books: Books, control: Control) -> None:
-    await lets_anything_pass_where_unlimited(books, control)
 
 
 @pytest.mark.parametrize("control", [control for control in ALL if control.step], ids=str)
@@ -237,6 +231,19 @@ async def test_without_equity_nothing_adds_to_the_exposure(
     await books.open(cash, {"BTC-USD": 100}, {limit: "2000000000"})
     assert (code, scope) in await books.codes("o-1")
     await books.accept("less", **SELL)
+
+
+async def test_an_exposure_too_many_times_the_equity_to_be_counted_denies(books: Books) -> None:
+    most = "2000000000000000"
+    ratios = ("account|max_concentration_ppm", "product|BTC-USD|max_concentration_ppm", "account|max_leverage_ppm")
+    # Worth 10,000,000 and owed one micro less: every micro more is a million parts of the equity.
+    await books.open(cash=-9_999_999, lots={"BTC-USD": 100}, limits=dict.fromkeys(ratios, most))
+    assert await books.codes("o-1", lots=10**6) == {
+        ("CONCENTRATION", "account"),
+        ("CONCENTRATION", "product|BTC-USD"),
+        ("LEVERAGE", "account"),
+        ("INSUFFICIENT_FUNDS", "account"),
+    }
 
 
 # -- exits are always allowed ------------------------------------------------------------------------------------------

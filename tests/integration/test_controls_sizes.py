@@ -18,7 +18,6 @@ from tests.controls import (
     denies_one_over_and_accepts_at,
     denies_where_the_limit_is_missing,
     leaves_exactly_its_room_to_three_rivals,
-    lets_anything_pass_where_unlimited,
     open_second,
     warns_above_the_soft_level,
 )
@@ -107,13 +106,8 @@ async def test_a_size_above_its_soft_level_passes_with_a_warning(books: Books, c
 
 
 @pytest.mark.parametrize("control", ALL, ids=str)
-async def test_a_size_without_its_limit_denies(books: Books, control: Control) -> None:
+async def test_a_size_without_its_limit_denies_and_an_unlimited_one_passes(books: Books, control: Control) -> None:
     await denies_where_the_limit_is_missing(books, control)
-
-
-@pytest.mark.parametrize("control", ALL, ids=str)
-async def test_a_size_that_is_unlimited_passes(books: Books, control: Control) -> None:
-    await lets_anything_pass_where_unlimited(books, control)
 
 
 @pytest.mark.parametrize("control", POSITIONS, ids=str)
@@ -188,6 +182,13 @@ async def test_the_median_is_the_products_own(books: Books) -> None:
     assert await books.codes("o-1", lots=3) == {("FAT_FINGER", "product|BTC-USD")}
 
 
+async def test_a_size_too_many_times_the_median_to_be_counted_denies(books: Books) -> None:
+    await books.open(limits={"product|BTC-USD|fat_finger_ppm": "2000000000000000"})
+    for number in range(5):
+        await books.accept(f"small-{number}", lots=1)
+    assert await books.codes("o-1", lots=3 * 10**9, ticks=1) == {("FAT_FINGER", "product|BTC-USD")}
+
+
 # -- depth -------------------------------------------------------------------------------------------------------------
 
 RESTING: list[dict[str, Any]] = [{"ticks": 10_099}, SELL | {"ticks": 9_901}]
@@ -209,6 +210,12 @@ async def test_a_depth_nobody_knows_denies_what_would_take_from_it(books: Books,
     assert await books.codes("zero", **taking) == {("MISSING_REFERENCE", "product|BTC-USD")}
     await books.quote(sizes={"BTC-USD": (10, 10)})
     await books.accept("known", **taking)
+
+
+async def test_a_size_too_many_times_the_depth_to_be_counted_denies(books: Books) -> None:
+    await books.open(cash=2 * 10**15, limits={"product|BTC-USD|max_depth_ppm": "2000000000000000"})
+    await books.quote({"BTC-USD": (1, 2)}, {"BTC-USD": (1, 1)})
+    assert await books.codes("o-1", lots=3 * 10**9, ticks=2) == {("FAT_FINGER", "product|BTC-USD")}
 
 
 # -- position ----------------------------------------------------------------------------------------------------------
