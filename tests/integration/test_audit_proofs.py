@@ -396,7 +396,7 @@ async def test_an_anchor_that_cannot_be_written_is_an_error_and_the_next_one_sta
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cluster.anchors.os.fsync", full)
+        patched.setattr("cluster.anchor_file.os.fsync", full)
         with pytest.raises(AnchorError, match="No space left"):
             await anchors.write(traded.ledger, ACCOUNT)
     await traded.accept("o-9")
@@ -437,3 +437,41 @@ async def test_proofs_hold_while_orders_come_in(traded: Books, anchors: Anchors)
         assert await anchors.check(traded.ledger, ACCOUNT) == []
     stop.set()
     await trading
+
+
+async def test_a_damaged_log_can_be_begun_anew_as_it_is_and_stays_named_damaged(
+    traded: Books, anchors: Anchors
+) -> None:
+    await anchors.write(traded.ledger, ACCOUNT)
+    await traded.accept("o-8")
+    await traded.accept("o-9")
+    entries = await traded.ledger.audit_entries(ACCOUNT, "", 1_000)
+    await traded.ledger._direct("XDEL", f"{BASE}:audit", entries[-2][0])
+    with pytest.raises(BooksLost):
+        await anchors.require(traded.ledger, ACCOUNT)
+    await anchors.reset(traded.ledger, ACCOUNT, "an entry was deleted by hand", "somebody")
+    await anchors.require(traded.ledger, ACCOUNT)
+    await traded.accept("o-10")
+    await anchors.write(traded.ledger, ACCOUNT)
+    assert await anchors.check(traded.ledger, ACCOUNT) == []
+    assert [finding.rule for finding in (await verify_chain(traded.ledger, ACCOUNT, None)).findings] == ["missing"]
+
+
+async def test_a_log_without_its_last_entry_can_be_begun_anew_too(traded: Books, anchors: Anchors) -> None:
+    await anchors.write(traded.ledger, ACCOUNT)
+    await traded.ledger._direct("DEL", f"{BASE}:audit")
+    await anchors.reset(traded.ledger, ACCOUNT, "the stream was deleted by hand", "somebody")
+    await anchors.require(traded.ledger, ACCOUNT)
+    await traded.accept("o-10")
+    await anchors.write(traded.ledger, ACCOUNT)
+    assert await anchors.check(traded.ledger, ACCOUNT) == []
+
+
+async def test_a_ledger_that_has_forgotten_how_many_entries_it_has_cannot_be_begun_anew(
+    traded: Books, anchors: Anchors
+) -> None:
+    await anchors.write(traded.ledger, ACCOUNT)
+    await traded.ledger._direct("HSET", f"{BASE}:book", "seq", "many")
+    with pytest.raises(AnchorError, match="seq"):
+        await anchors.reset(traded.ledger, ACCOUNT, "why not", "somebody")
+    assert anchors.path(ACCOUNT).exists()
