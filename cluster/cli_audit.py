@@ -127,6 +127,7 @@ def audit_reset(
         if not await anchors.check(ledger, known):
             message = f"{known or DESK_NAME}: the ledger agrees with its anchors; there is nothing to reset"
             raise CommandError(message, field="account", value=known or DESK_NAME)
+        # The keys that say who somebody is are lost with the ledger; whoever may read the desk's secrets may do this.
         kept = await anchors.reset(ledger, known, reason, f"cli:{getpass.getuser()}")
         return [str(path) for path in kept]
 
