@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import yaml
 from cluster import local
 from conf.settings import CONF_DIR, ServeSettings, load_settings, read_mapping
 from tests.faults.report import FAULT
-from tests.servers import KINDS, Server, binary
+from tests.servers import KINDS, Kind, Server, binary
 from tests.system.client import Desk
 
 PLUGIN: Final = "fault-run"
@@ -36,14 +37,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "fault(number, name, target): the fault of the table in the facts, and its target"
     )
+    config.addinivalue_line("markers", "seeds(most): a test that takes long and varies little")
     config.addinivalue_line("markers", "faults: only part of the whole set, `make faults`")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with a ``seed`` runs once for each."""
+    """A test with a ``seed`` runs once for each, or for so many as its mark says."""
     if "seed" in metafunc.fixturenames:
         run = metafunc.config.pluginmanager.get_plugin(PLUGIN)
-        metafunc.parametrize("seed", range(run.seeds if run else 1))
+        mark = metafunc.definition.get_closest_marker("seeds")
+        most = mark.args[0] if mark else 1_000
+        metafunc.parametrize("seed", range(min(run.seeds if run else 1, most)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -108,13 +112,19 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     assert not left, f"left behind: {[process.cmdline() for process in left]}"
 
 
+@contextmanager
+def durable_server(kind: Kind, folder: Path) -> Iterator[Server]:
+    """A server in a folder of its own that writes to disk before it answers, as the desk's does."""
+    own = folder / "server"
+    own.mkdir()
+    with (server := Server(binary(kind), own, appendfsync="always")).running():
+        yield server
+
+
 @pytest.fixture(params=KINDS)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """A server of the test's own, Valkey and then Redis, that writes to disk before it answers, as the desk's does."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    server = Server(binary(request.param), folder, appendfsync="always")
-    with server.running():
+    """A server of the test's own, Valkey and then Redis."""
+    with durable_server(request.param, tmp_path) as server:
         yield server
 
 

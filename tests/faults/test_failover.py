@@ -87,6 +87,7 @@ async def test_a_failover_loses_nothing_that_was_acknowledged(
             await _checked(load, report, group)
 
 
+@pytest.mark.seeds(3)
 @pytest.mark.fault("12", "Sentinel failover: the primary cut off, its clients cannot know", TARGET)
 async def test_a_partition_loses_nothing_that_was_acknowledged(
     group: Group, tmp_path: Path, report: Report, seed: int

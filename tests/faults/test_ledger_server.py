@@ -56,6 +56,7 @@ def test_a_killed_server_comes_back_with_all_that_was_acknowledged(
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
+@pytest.mark.seeds(3)
 @pytest.mark.fault("11", "the ledger's server stands still for 5 s (SIGSTOP)", "every answer in 2 s; again in 2 s")
 def test_a_frozen_server_means_no_acceptance(desk: Desk, tmp_path: Path, report: Report, seed: int) -> None:
     with Load(desk, tmp_path, seed) as load:

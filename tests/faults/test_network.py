@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 import pytest
 
-from tests.faults.conftest import Report
+from cluster.ledger import Ledger
+from tests.faults.conftest import Report, durable_server
 from tests.faults.ledger_load import REPLICAS, LedgerLoad, connected, ledger_load, opened
 from tests.faults.open_loop import Answer
-from tests.servers import Server
+from tests.servers import KINDS, Kind, Server
 from tests.tcp_proxy import BLACK_HOLE, SOUND, Faults, Proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
@@ -28,66 +29,51 @@ def slowed(extra_ms: int) -> Faults:
     return Faults(delay_s=extra_ms / 2000)
 
 
+def bad(name: str, target: str, faults: Faults, kind: Kind, seconds: tuple[float, float], passes: bool) -> Any:
+    """A row: what the network does, for how long (in the whole set, else), whether orders can be accepted meanwhile."""
+    mark = pytest.mark.fault("13", f"network: {name}", target)
+    return pytest.param(faults, kind, seconds, passes, id=name, marks=mark)
+
+
+CLOSED: Final = "fails closed, no connection leaks"
 NETWORKS: Final = [
-    # name, faults, whether any order can be accepted meanwhile, seconds (whole set, short)
-    pytest.param("+50 ms", slowed(50), True, (5.0, 1.0), marks=pytest.mark.fault("13", "network +50 ms", "errors 0")),
-    pytest.param(
-        "+200 ms", slowed(200), True, (5.0, 1.0), marks=pytest.mark.fault("13", "network +200 ms", "errors 0")
-    ),
-    pytest.param(
-        "1 % reset",
-        Faults(reset_share=0.01),
-        True,
-        (10.0, 1.0),
-        marks=pytest.mark.fault("13", "1 % of requests reset the connection", "errors 0 after retry"),
-    ),
-    pytest.param(
-        "black hole",
-        BLACK_HOLE,
-        False,
-        (10.0, 3.0),
-        marks=pytest.mark.fault("13", "black hole", "fails closed, no connection leaks"),
-    ),
-    pytest.param(
-        "replies lost",
-        Faults(drop_replies=True),
-        False,
-        (10.0, 3.0),
-        marks=pytest.mark.fault(
-            "13", "half-open: requests arrive, replies vanish", "fails closed, no connection leaks"
-        ),
-    ),
-    pytest.param(
-        "requests lost",
-        Faults(drop_requests=True),
-        False,
-        (10.0, 3.0),
-        marks=pytest.mark.fault("13", "half-open: requests vanish", "fails closed, no connection leaks"),
-    ),
+    bad("+50 ms", "errors 0", slowed(50), "valkey", (5, 1), passes=True),
+    bad("+200 ms", "errors 0", slowed(200), "redis", (5, 1), passes=True),
+    bad("1 % of requests reset", "errors 0 after retry", Faults(reset_share=0.01), "valkey", (10, 1), passes=True),
+    bad("black hole for 10 s", CLOSED, BLACK_HOLE, "valkey", (10, 3), passes=False),
+    bad("black hole for 10 s", CLOSED, BLACK_HOLE, "redis", (10, 3), passes=False),
+    bad("half-open, answers vanish", CLOSED, Faults(drop_replies=True), "redis", (10, 3), passes=False),
+    bad("half-open, requests vanish", CLOSED, Faults(drop_requests=True), "valkey", (10, 3), passes=False),
 ]
 
 
-@pytest.mark.parametrize(("name", "faults", "passes", "seconds"), NETWORKS)
+@pytest.mark.parametrize(("faults", "kind", "seconds", "passes"), NETWORKS)
 async def test_a_bad_network_loses_nothing_and_leaks_no_connection(
-    server: Server,
     tmp_path: Path,
     report: Report,
     full: bool,
-    name: str,
     faults: Faults,
-    passes: bool,
+    kind: Kind,
     seconds: tuple[float, float],
+    passes: bool,
+) -> None:
+    with durable_server(kind, tmp_path) as server:
+        await _through_a_bad_network(server, tmp_path, report, faults, seconds[0] if full else seconds[1], passes)
+
+
+async def _through_a_bad_network(
+    server: Server, folder: Path, report: Report, faults: Faults, duration_s: float, passes: bool
 ) -> None:
     async with connected(server.settings) as sound:
         await opened(sound)
         with Proxy(server.settings.port) as proxy:
             far = [server.settings.model_copy(update={"port": proxy.port})] * REPLICAS
-            async with ledger_load(far, tmp_path, seed=1) as load:
+            async with ledger_load(far, folder, seed=1) as load:
                 await _steady(load)
                 files, before = psutil.Process().num_fds(), proxy.open_connections
                 broken_s = time.time()
                 proxy.faults = faults
-                most = await _watch(proxy, seconds[0] if full else seconds[1])
+                most = await _watch(proxy, duration_s)
                 mended_s = time.time()
                 proxy.faults = SOUND
                 report(served_again_s=await load.until_served())
@@ -108,27 +94,35 @@ async def test_a_bad_network_loses_nothing_and_leaks_no_connection(
 
 @pytest.mark.fault("19", "answers cut off after execution", "1,000 cut, duplicated 0")
 async def test_answers_cut_off_after_execution_duplicate_nothing(
-    server: Server, tmp_path: Path, report: Report, full: bool, seed: int
+    tmp_path: Path, report: Report, full: bool, seed: int
 ) -> None:
     wanted = 1000 if full else 50
-    async with connected(server.settings) as sound:
-        await opened(sound)
-        with Proxy(server.settings.port, seed=seed) as proxy:
-            far = [server.settings.model_copy(update={"port": proxy.port})] * REPLICAS
-            async with ledger_load(far, tmp_path, seed, rate_per_s=200.0) as load:
-                await _steady(load)
-                # Half of the answers are lost, also those to the repeats.
-                proxy.faults = Faults(cut_share=0.5)
-                await load.until(lambda _: proxy.cut >= wanted, "enough answers are cut", 300)
-                proxy.faults = SOUND
-                report(served_again_s=await load.until_served())
-                answers = await load.finish()
-                report(**load.figures(), answers_cut=proxy.cut, found_by_repeating=sum(a.replayed for a in answers))
+    with durable_server(KINDS[seed % len(KINDS)], tmp_path) as server:
+        async with connected(server.settings) as sound:
+            await opened(sound)
+            answers, cut = await _answers_cut(server, tmp_path, report, wanted, seed, sound)
+    assert all(answer.accepted for answer in answers), "some orders were given up"
+    assert cut >= wanted
+
+
+async def _answers_cut(
+    server: Server, folder: Path, report: Report, wanted: int, seed: int, sound: Ledger
+) -> tuple[list[Answer], int]:
+    """Orders while half of the answers are lost, also those to the repeats; what was answered, how many were cut."""
+    with Proxy(server.settings.port, seed=seed) as proxy:
+        far = [server.settings.model_copy(update={"port": proxy.port})] * REPLICAS
+        async with ledger_load(far, folder, seed, rate_per_s=200.0) as load:
+            await _steady(load)
+            proxy.faults = Faults(cut_share=0.5)
+            await load.until(lambda _: proxy.cut >= wanted, "enough answers are cut", 300)
+            proxy.faults = SOUND
+            report(served_again_s=await load.until_served())
+            answers = await load.finish()
+            report(**load.figures(), answers_cut=proxy.cut, found_by_repeating=sum(a.replayed for a in answers))
         found = await load.books(sound)
         report(**found.figures(), reserved_and_never_answered=found.unacknowledged)
-    found.assert_whole()
-    assert all(answer.accepted for answer in answers), "some orders were given up"
-    assert proxy.cut >= wanted
+        found.assert_whole()
+        return answers, proxy.cut
 
 
 async def _steady(load: LedgerLoad) -> None:

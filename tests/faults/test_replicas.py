@@ -128,6 +128,7 @@ def test_a_rolling_kill_of_all_three_loses_nothing(desk: Desk, tmp_path: Path, r
     books.assert_whole()
 
 
+@pytest.mark.seeds(3)
 @pytest.mark.fault("2", "all three replicas SIGKILLed at once", "nothing accepted meanwhile, back in 30 s")
 def test_without_any_replica_no_order_is_accepted(desk: Desk, tmp_path: Path, report: Report, seed: int) -> None:
     await_three(desk)
