@@ -140,9 +140,11 @@ local function mark_limits(base, products, strategies)
   for i, name in ipairs(names) do
     found[name] = raw[i]
   end
+  local desk = redis.call('HMGET', DESK .. ':limits', 'global', 'calendar')
   return {
     calendar = found.calendar or nil,
-    desk = limits_of(redis.call('HGET', DESK .. ':limits', 'global')),
+    desk = limits_of(desk[1]),
+    desk_calendar = desk[2] or nil,
     of = function(scope)
       return limits_of(found[scope])
     end,
@@ -176,8 +178,9 @@ local function begin_mark(ctx, products, strategies)
   local limits = mark_limits(ctx.base, list, named)
   local desk = desk_of(ctx)
   local mark = { products = products, list = list, strategies = named, limits = limits, before = {}, desk_before = {},
-    day = day_number(ctx.us, limits.calendar), fell = {} }
-  open_day(desk, fields_of(''), mark.day, mark.desk_before)
+    day = day_number(ctx.us, limits.calendar), desk_day = day_number(ctx.us, limits.desk_calendar), fell = {} }
+  -- The desk's day is its own: were it the account's, two accounts with different zones would begin it again and again.
+  open_day(desk, fields_of(''), mark.desk_day, mark.desk_before)
   open_day(ctx, fields_of('a|'), mark.day, mark.before)
   mark.fell.desk = fall_ppm(figure(desk.book, 'peak'), figure(desk.book, 'equity'))
   mark.fell.account = fall_ppm(figure(ctx.book, 'a|peak'), figure(ctx.book, 'a|equity'))
@@ -222,7 +225,7 @@ local function end_mark(ctx, mark)
       put_value(pair[1], pair[2].peak, figure(pair[1], pair[2].equity))
     end
   end
-  check_losses(desk, 'global', fields_of(''), mark.limits.desk, mark.day, mark.desk_before.pnl, {
+  check_losses(desk, 'global', fields_of(''), mark.limits.desk, mark.desk_day, mark.desk_before.pnl, {
     ppm = fall_ppm(figure(desk.book, 'peak'), figure(desk.book, 'equity')), ppm_before = mark.fell.desk })
   check_losses(ctx, 'account', fields_of('a|'), mark.limits.of('account'), mark.day, mark.before['a|pnl'], {
     ppm = fall_ppm(figure(book, 'a|peak'), equity), ppm_before = mark.fell.account })

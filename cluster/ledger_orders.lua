@@ -162,23 +162,23 @@ local function note_holders(book, product, strategy)
   end
 end
 
--- The books and field names of every scope whose day an order counts for.
-local function day_scopes(ctx, order)
-  local scopes = { { desk_of(ctx).book, fields_of('') }, { ctx.book, fields_of('a|') } }
+-- The books, field names and day of every scope whose day an order counts for.
+local function day_scopes(ctx, order, day, desk_day)
+  local scopes = { { desk_of(ctx).book, fields_of(''), desk_day }, { ctx.book, fields_of('a|'), day } }
   for _, prefix in ipairs({ 's|' .. order.strategy .. '|', 'p|' .. order.product .. '|', 'k|' .. order.by .. '|' }) do
-    scopes[#scopes + 1] = { ctx.book, fields_of(prefix) }
+    scopes[#scopes + 1] = { ctx.book, fields_of(prefix), day }
   end
   return scopes
 end
 
-local function count_fill(ctx, order, value, day)
-  for _, scope in ipairs(day_scopes(ctx, order)) do
-    local record = today(scope[1], scope[2], day)
+local function count_fill(ctx, order, value, mark)
+  for _, scope in ipairs(day_scopes(ctx, order, mark.day, mark.desk_day)) do
+    local record = today(unpack(scope))
     if record[2] + value > INTEGER_MAX then
       error("today's turnover would be more than the ledger can count")
     end
     record[2], record[5] = record[2] + value, record[5] + 1
-    put_today(scope[1], scope[2], day, record)
+    put_today(scope[1], scope[2], scope[3], record)
   end
 end
 
@@ -222,7 +222,7 @@ local function fill(keys, args)
     order.side, lots, value, fee)
   move_position(book, fields_of('p|' .. order.product .. '|'), order.side, lots, value, fee)
   note_holders(book, order.product, order.strategy)
-  count_fill(ctx, order, value, mark.day)
+  count_fill(ctx, order, value, mark)
   audit(ctx, 'FILL', id, 'execution', { trade_id = trade, lots = text(lots), value = text(value), fee = text(fee),
     side = order.side, product = order.product, strategy = order.strategy, ts_ns = args[7], overfill = filled > total })
   if ended then
@@ -277,12 +277,12 @@ end
 
 -- A cancel is a message to the venue: it counts, and it is never refused.
 local function count_cancel(ctx, order)
-  local calendar = redis.call('HGET', ctx.base .. ':limits', 'calendar')
-  local day = day_number(ctx.us, calendar or nil)
-  for _, scope in ipairs(day_scopes(ctx, order)) do
-    local record = today(scope[1], scope[2], day)
+  local calendar = redis.call('HGET', ctx.base .. ':limits', 'calendar') or nil
+  local desk_calendar = redis.call('HGET', DESK .. ':limits', 'calendar') or nil
+  for _, scope in ipairs(day_scopes(ctx, order, day_number(ctx.us, calendar), day_number(ctx.us, desk_calendar))) do
+    local record = today(unpack(scope))
     record[4] = record[4] + 1
-    put_today(scope[1], scope[2], day, record)
+    put_today(scope[1], scope[2], scope[3], record)
   end
   local account = limits_of(redis.call('HGET', ctx.base .. ':limits', 'account')) or NOTHING
   local interval, burst = account.hard.message_interval_us, account.hard.message_burst

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cluster.audit_chain import GENESIS, Row, chain_of
-from cluster.replay_book import ACCOUNT_PREFIX, DESK_PREFIX, Book, Record, Reference, day_number, number, record_of
+from cluster.replay_book import ACCOUNT_PREFIX, DESK_PREFIX, Book, Record, Reference, number, record_of
 
 ENDINGS: Final = frozenset({"CANCELLED", "REJECTED", "EXPIRED"})
 KEPT_DENIED_US: Final = 86_400 * 1_000_000
@@ -28,6 +28,7 @@ NOT_IN_THE_LOG: Final[Mapping[str, str]] = {
     ":reference set_ms, bid_lots, ask_lots": "a price that did not change is not written down, only looked at anew",
     ":reference anchor_mid2, anchor_ms, volatile_until_ms": "follow from every look at the price, also at equal ones",
     ":book a|venue_errors": "errors of the venue are counted as they come; only the halt they lead to is an entry",
+    ":baseline": "the file the limits last came from, to see what is edited in it next",
     ":limits baseline": "the digest of the file the limits last came from, so that a restart does not take it again",
     ":approvals older than 30 days": "go with the next proposal, whichever of them the server comes across",
     ":order cancel_entry": "the outbox's own number of the question on its way to the venue",
@@ -154,6 +155,7 @@ class Replay:
             "EPOCH": self._epoch,
             "ADMITTED": self._nothing,
             "ARCHIVED": self._archived,
+            "KEY": self._nothing,
             **dict.fromkeys(ENDINGS, self._ended),
         }
 
@@ -186,10 +188,9 @@ class Replay:
         self.orders[row.id] = order
         self.book.figures["reserved"] += cash
         self._count_open(order, 1, lots, notional, 1)
-        today = self._day(row.us)
         for book, prefix, scope in self._scopes(order):
             record = self._record(scope)
-            day = book.today(prefix, today)
+            day = book.today(prefix, row.us)
             day.orders += 1
             day.messages += 1
             book.advance_rate(prefix + "tat", row.us, record, "order_interval_us", "order_burst")
@@ -218,7 +219,7 @@ class Replay:
         order, book = self.orders[row.id], self.book
         lots, value, fee = int(data["lots"]), int(data["value"]), int(data["fee"])
         self._check_fill(order, data)
-        strategies, today = self._begin_mark([order.product], [order.strategy])
+        strategies = self._begin_mark([order.product], [order.strategy])
         sign = 1 if order.side == "BUY" else -1
         was_open, left = order.open, max(order.left - lots, 0)
         ended = was_open and order.filled + lots >= order.lots
@@ -232,7 +233,7 @@ class Replay:
         book.move(f"p|{order.product}|", order.side, lots, value, fee)
         book.note_holder(order.product, order.strategy)
         for scope_book, prefix, _ in self._scopes(order):
-            day = scope_book.today(prefix, today)
+            day = scope_book.today(prefix, row.us)
             day.turnover += value
             day.fills += 1
         order.trades.add(data["trade_id"])
@@ -275,9 +276,9 @@ class Replay:
         order.expires_us = row.us + KEPT_TERMINAL_US
 
     def _cancel_requested(self, row: Row, data: Mapping[str, Any]) -> None:
-        order, today = self.orders[row.id], self._day(row.us)
+        order = self.orders[row.id]
         for book, prefix, _ in self._scopes(order):
-            book.today(prefix, today).messages += 1
+            book.today(prefix, row.us).messages += 1
         account = self._record("account")
         self.book.advance_rate("a|msg_tat", row.us, account, "message_interval_us", "message_burst")
 
@@ -295,7 +296,7 @@ class Replay:
 
     def _reference(self, row: Row, data: Mapping[str, Any]) -> None:
         products = list(data)
-        strategies, _ = self._begin_mark(products, [])
+        strategies = self._begin_mark(products, [])
         for product, figures in data.items():
             self.references[product] = Reference(*(int(figure) for figure in figures[:4]))
         self._end_mark(products, strategies)
@@ -323,6 +324,7 @@ class Replay:
                     self.state.setdefault(scope, "ACTIVE")
             if product:
                 self._move_group(product, group, self._group(product))
+        self.book.calendar = self.limits.get("calendar")
         self.limits["version"] = str(data["version"])
 
     def _proposed(self, row: Row, data: Mapping[str, Any]) -> None:
@@ -351,9 +353,6 @@ class Replay:
         if text is None and scope.startswith("key|"):
             text = self.limits.get("key|*")
         return None if text is None else record_of(text)
-
-    def _day(self, us: int) -> int:
-        return day_number(us, self.limits.get("calendar"))
 
     def _group(self, product: str) -> str | None:
         group = (self._record(f"product|{product}") or {}).get("group")
@@ -401,15 +400,14 @@ class Replay:
     def _count_rejection(self, name: str, scope: str) -> None:
         self.book.count(name, self.us // 1000, number(self._record(scope), "reject_window_ms") or 0)
 
-    def _begin_mark(self, products: list[str], strategies: list[str]) -> tuple[list[str], int]:
-        """A new day begins before anything changes, for all that is marked; returns the strategies and the day."""
-        today = self._day(self.us)
+    def _begin_mark(self, products: list[str], strategies: list[str]) -> list[str]:
+        """A new day begins before anything changes, for all that is marked; returns the strategies."""
         touched = {name for product in products for name in self.book.list_of(f"p|{product}|strategies")}
         touched |= set(strategies)
-        self.desk.today(DESK_PREFIX, today)
+        self.desk.today(DESK_PREFIX, self.us)
         for prefix in [ACCOUNT_PREFIX, *(f"p|{p}|" for p in products), *(f"s|{s}|" for s in touched)]:
-            self.book.today(prefix, today)
-        return sorted(touched), today
+            self.book.today(prefix, self.us)
+        return sorted(touched)
 
     def _end_mark(self, products: Iterable[str], strategies: Iterable[str]) -> None:
         """Positions at their new worth, then the scopes above them, then peaks."""

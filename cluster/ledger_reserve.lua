@@ -89,9 +89,10 @@ end
 local function read_limits(o, base)
   local strategy, product = 'strategy|' .. o.strategy, 'product|' .. o.product
   local raw = redis.call('HMGET', base .. ':limits', 'account', strategy, product, 'key|' .. o.by, 'key|*', 'calendar')
+  local desk = redis.call('HMGET', DESK .. ':limits', 'global', 'calendar')
   o.limits = { account = limits_of(raw[1]), strategy = limits_of(raw[2]), product = limits_of(raw[3]),
-    key = limits_of(raw[4] or raw[5]), desk = limits_of(redis.call('HGET', DESK .. ':limits', 'global')) }
-  o.calendar = raw[6] or nil
+    key = limits_of(raw[4] or raw[5]), desk = limits_of(desk[1]) }
+  o.calendar, o.desk_calendar = raw[6] or nil, desk[2] or nil
   o.group = group_of(o.limits.product)
   if o.group then
     o.limits.group = limits_of(redis.call('HGET', base .. ':limits', 'group|' .. o.group))
@@ -111,6 +112,7 @@ local function read_scopes(o, ctx)
     o.of_group = scope_of('group', 'group|' .. o.group, ctx.book, 'g|' .. o.group .. '|', o.limits.group)
   end
   o.day = day_number(o.us, o.calendar)
+  o.desk_day = o.desk_calendar == o.calendar and o.day or day_number(o.us, o.desk_calendar)
 end
 
 -- Prices of the order's own product and of every product held.
@@ -299,8 +301,9 @@ end
 -- all, because this is half of all comparing.
 local function check_scope(o, scope, n)
   local book, f, limits, label, open = scope.book, scope.f, scope.limits, scope.label, scope.open
-  local soft, day = limits.soft, today(book, f, o.day)
-  scope.today = day
+  local number = scope == o.desk and o.desk_day or o.day
+  local soft, day = limits.soft, today(book, f, number)
+  scope.day, scope.today = number, day
   if n and n > soft.max_order_notional then
     compare(o, limits, label, 'max_order_notional', n, 'micros', 'NOTIONAL_EXCEEDS_MAX', 'order notional')
   end
@@ -633,7 +636,7 @@ local function write_accepted(o, ctx)
   for _, scope in ipairs(o.scopes) do
     local day = scope.today
     day[1], day[4] = day[1] + 1, day[4] + 1
-    put_today(scope.book, scope.f, o.day, day)
+    put_today(scope.book, scope.f, scope.day, day)
     if scope.tat then
       put_value(scope.book, scope.f.tat, scope.tat)
     end

@@ -55,7 +55,8 @@ class Book:
     """One book: an account's, or the desk's. A field that was never written counts as 0."""
 
     def __init__(self) -> None:
-        """Nothing is written yet."""
+        """Nothing is written yet; ``calendar`` is the record of the limits that says when its days begin."""
+        self.calendar: str | None = None
         self.figures: defaultdict[str, int] = defaultdict(int)
         self.words: dict[str, str] = {}
         self.days: dict[str, Day] = {}
@@ -65,9 +66,9 @@ class Book:
         """A field of names."""
         return self.words.get(name, "").split()
 
-    def today(self, prefix: str, number: int) -> Day:
-        """The scope's record of this day, begun here if there is none yet."""
-        day = self.days.get(prefix)
+    def today(self, prefix: str, us: int) -> Day:
+        """The scope's record of the day that ``us`` is in, begun here if there is none yet."""
+        day, number = self.days.get(prefix), day_number(us, self.calendar)
         if day is None or day.number != number:
             day = self.days[prefix] = Day(number, 0, 0, self.figures[prefix + "pnl"], 0, 0)
         return day

@@ -519,12 +519,12 @@ class LedgerPair:
         self.story.append(f"limit {name} key|{key} {record}")
         self._propose_limits(name, wanted | ({} if record is None else {f"key|{key}": record}), approved=True)
 
-    def let_time_pass(self, seconds: int) -> None:
-        """Set the desk's clocks forward: to the ledger a day passes when its calendar says so."""
-        for name in BOOKS:
+    def let_time_pass(self, seconds: int, names: Sequence[str | None] = BOOKS) -> None:
+        """Set clocks forward: to the desk or an account a day passes when its own calendar says so."""
+        for name in names:
             zone, offset = self.holder(name).limits["calendar"].split()
             self._set_limits(name, self.holder(name).limits | {"calendar": f"{zone} {int(offset) + seconds}"})
-        self.story.append(f"the clocks are set {seconds} s forward")
+        self.story.append(f"the clocks of {list(names)} are set {seconds} s forward")
 
     def look_at_the_clock(self) -> None:
         """Tell the model what time it is."""

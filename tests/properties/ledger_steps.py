@@ -335,8 +335,8 @@ def limit_key(pair: LedgerPair, chance: Chance) -> None:
 
 
 def let_time_pass(pair: LedgerPair, chance: Chance) -> None:
-    """Half a week, a day."""
-    pair.let_time_pass(chance.pick([86_400, 302_400]))
+    """Half a week, a day; sometimes only where one zone changes its clocks and another one does not."""
+    pair.let_time_pass(chance.pick([86_400, 302_400]), chance.pick([BOOKS, BOOKS, (None,), ("main",)]))
 
 
 STEPS: Final[dict[Step, int]] = {
