@@ -424,7 +424,7 @@ local function check_self_trade(o, ctx)
   if not account or (account.word.self_trade or 'allow') == 'allow' then
     return
   end
-  local other = ctx.base .. ':resting:' .. o.product .. (o.side == 'BUY' and ':SELL' or ':BUY')
+  local other = resting_key(ctx.base, o.product, o.side == 'BUY' and 'SELL' or 'BUY')
   local best = redis.call(o.side == 'BUY' and 'ZRANGE' or 'ZREVRANGE', other, 0, 0, 'WITHSCORES')
   local ticks = best[2] and tonumber(best[2])
   if ticks and (not o.ticks or (o.side == 'BUY' and o.ticks >= ticks) or (o.side == 'SELL' and o.ticks <= ticks)) then
@@ -654,6 +654,10 @@ local function write_accepted(o, ctx)
   for _, w in ipairs(o.warnings) do
     alert(ctx, 'SOFT', w.code, w.scope, w.value, w.limit, w.message, o.id)
   end
+  local resting = o.ticks and o.tif == 'GTC' and resting_key(ctx.base, o.product, o.side)
+  if resting then
+    redis.call('ZCARD', resting)
+  end
   finish(ctx)
   local now, lots = text(o.us), text(o.lots)
   local notional, cash = text(o.notional), text(o.cash)
@@ -664,8 +668,8 @@ local function write_accepted(o, ctx)
     'reserved_notional', notional, 'reserved_cash', cash, 'notional', notional, 'cash', cash, 'created_us', now,
     'changed_us', now, 'by', o.by, 'reduce_only', o.reduce_only, 'warnings', warnings)
   redis.call('ZADD', ctx.base .. ':open', now, o.id)
-  if o.ticks and o.tif == 'GTC' then
-    redis.call('ZADD', ctx.base .. ':resting:' .. o.product .. ':' .. o.side, text(o.ticks), o.id)
+  if resting then
+    redis.call('ZADD', resting, text(o.ticks), o.id)
   end
   if o.duplicate_ms > 0 then
     redis.call('SET', o.duplicate_key, o.id, 'PX', text(o.duplicate_ms))
