@@ -65,7 +65,7 @@ class Proxy:
         self._random = random.Random(seed)
         self._links: set[_Link] = set()
         self._loop = asyncio.new_event_loop()
-        self._serving: asyncio.Task[None] | None = None
+        self._end = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"proxy-{self.port}", daemon=True)
 
     @property
@@ -98,7 +98,7 @@ class Proxy:
 
     def stop(self) -> None:
         """Reset what is open and end the thread."""
-        self._in_loop(lambda: self._serving is not None and self._serving.cancel())
+        self._in_loop(self._end.set)
         self._thread.join(10)
         assert not self._thread.is_alive()
 
@@ -126,35 +126,32 @@ class Proxy:
         done.wait(10)
 
     def _run(self) -> None:
-        with suppress(asyncio.CancelledError):
-            self._loop.run_until_complete(self._serve())
+        self._loop.run_until_complete(self._serve())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
     async def _serve(self) -> None:
-        self._serving = asyncio.current_task()
         server = await asyncio.start_server(self._connected, sock=self._listener)
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            server.close()
-            # A connection accepted a moment ago becomes a link only when its task has begun; until then it cannot end.
-            while others := asyncio.all_tasks() - {asyncio.current_task()}:
-                self._reset_all()
-                await asyncio.wait(others, timeout=0.05)
+        await self._end.wait()
+        # A server closed while it accepts a connection leaves that one open for ever (Python 3.11): first no more are
+        # accepted, then what is on its way becomes a link and is reset; a turn of the loop later its socket is closed.
+        self._loop.remove_reader(self._listener)
+        turns_left = 5
+        while turns_left > 0:
+            self._reset_all()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            turns_left = 5 if others else turns_left - 1
+            await asyncio.sleep(0)
+        server.close()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         link = _Link(self, reader, writer)
         self._links.add(link)
-        try:
-            if self._faults.refuse:
-                return
-            await link.carry(self._target_port)
-        except (OSError, asyncio.CancelledError):
-            pass  # either end is gone, or the test is over: there is nobody to tell
-        finally:
+        if self._faults.refuse:
             link.end()
+        else:
+            link.start(self._target_port)
 
     def _reset_all(self) -> None:
         for link in list(self._links):
@@ -196,9 +193,24 @@ class _Link:
         self._task: asyncio.Task[None] | None = None
         self._asked = b""
 
-    async def carry(self, target_port: int) -> None:
-        """Carry bytes both ways until both ends have closed; raises ``CancelledError`` when it is reset."""
-        self._task = asyncio.current_task()
+    def start(self, target_port: int) -> None:
+        """Begin to carry bytes both ways, until both ends have closed or the link is reset."""
+        self._task = asyncio.create_task(self._carry(target_port))
+        self._task.add_done_callback(self._done)
+
+    def reset(self) -> None:
+        """Close both connections with RST."""
+        if self._task is not None:
+            self._task.cancel()
+        self.end()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        # Either end is gone, or the test is over: there is nobody to tell what went wrong.
+        if not task.cancelled():
+            task.exception()
+        self.end()
+
+    async def _carry(self, target_port: int) -> None:
         self._server = await asyncio.open_connection("127.0.0.1", target_port)
         ways = ("requests", self._client[0], self._server[1]), ("replies", self._server[0], self._client[1])
         pieces = []
@@ -211,12 +223,6 @@ class _Link:
         finally:
             for task in tasks:
                 task.cancel()
-
-    def reset(self) -> None:
-        """Close both connections with RST."""
-        if self._task is not None:
-            self._task.cancel()
-        self.end()
 
     def end(self) -> None:
         """Close what is still open with RST."""
