@@ -16,6 +16,10 @@ from strategies.model import LEDGER_INTEGER_MAX as MOST
 from tests.servers import PASSWORD, valkey
 
 SOURCE: Final = Path(__file__).resolve().parents[2] / "cluster" / "ledger_base.lua"
+# In this order, because each uses those before it.
+FUNCTIONS: Final = (
+    "integer", "own_integer", "two_product", "mul_div", "mul_div_up", "value_up", "value_down", "ppm_up",
+)  # fmt: skip
 PROBE: Final = """#!lua name=tt_probe
 local INTEGER_MAX = {most}
 local EXACT_PRODUCT_MAX = 4503599627370496
@@ -31,6 +35,12 @@ end)
 redis.register_function('probe_value_up', function(_, args)
   return shown(value_up(tonumber(args[1]), tonumber(args[2]), tonumber(args[3]), tonumber(args[4])))
 end)
+redis.register_function('probe_value_down', function(_, args)
+  return shown(value_down(tonumber(args[1]), tonumber(args[2]), tonumber(args[3]), tonumber(args[4])))
+end)
+redis.register_function('probe_ppm_up', function(_, args)
+  return shown(ppm_up(tonumber(args[1]), tonumber(args[2])))
+end)
 redis.register_function('probe_many', function(_, args)
   local shown_all = {{}}
   for i = 1, #args, 3 do
@@ -40,6 +50,9 @@ redis.register_function('probe_many', function(_, args)
 end)
 redis.register_function('probe_integer', function(_, args)
   return shown(integer(args[1]))
+end)
+redis.register_function('probe_own_integer', function(_, args)
+  return shown(own_integer(args[1]))
 end)
 """
 
@@ -51,8 +64,10 @@ def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
     """Calls into a server that holds the functions as they stand in ledger_base.lua."""
     with valkey(tmp_path_factory.mktemp("valkey")) as server:
         client = redis.Redis(host="127.0.0.1", port=server.port, password=PASSWORD, decode_responses=True)
-        names = ("integer", "two_product", "mul_div", "mul_div_up", "value_up")
-        functions = "\n".join(_function(SOURCE.read_text(), name) for name in names)
+        source = SOURCE.read_text()
+        assert "local SPLIT = 134217729\n" in source
+        assert f"local INTEGER_MAX = {MOST}\n" in source
+        functions = "\n".join(_function(source, name) for name in FUNCTIONS)
         client.function_load(PROBE.format(most=MOST, functions=functions))
 
         def called(name: str, *arguments: int | str) -> Any:
@@ -130,20 +145,57 @@ def test_a_value_is_rounded_up_never_down(call: Call, lots: int, ticks: int, num
         assert shown == str(exact)
 
 
+@given(
+    lots=st.integers(1, 10**12) | above_nothing,
+    ticks=st.integers(1, 10**10) | above_nothing,
+    num=st.integers(1, 10**6),
+    den=st.sampled_from([1, 2, 10, 20, 10_000, 3, 7, 10**12, 2**31 - 1]),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_a_long_position_is_worth_is_rounded_down_never_up(
+    call: Call, lots: int, ticks: int, num: int, den: int
+) -> None:
+    exact = lots * ticks * num // den
+    shown = call("value_down", lots, ticks, num, den)
+    if shown == "":
+        assert exact >= MOST - 1 or lots * num >= MOST - 1
+    else:
+        assert shown == str(exact)
+
+
+@given(a=st.integers(-MOST, MOST) | whole, b=st.integers(-MOST, MOST) | whole)
+@example(a=0, b=0)
+@example(a=1, b=0)
+@example(a=MOST, b=1)
+@example(a=-1, b=-1)
+@settings(max_examples=300, deadline=None)
+def test_a_share_is_rounded_up_and_of_nothing_it_is_more_than_any_limit(call: Call, a: int, b: int) -> None:
+    share = 0 if a <= 0 else -(-a * 1_000_000 // b) if b > 0 else MOST
+    shown = int(call("ppm_up", a, b))
+    assert shown == share or (shown == MOST and share >= MOST - 1)
+
+
 @given(st.integers(-MOST, MOST))
 @example(0)
 @example(MOST)
 @example(-MOST)
 @settings(max_examples=100, deadline=None)
 def test_an_integer_goes_in_and_out_unchanged(call: Call, n: int) -> None:
-    assert call("integer", n) == str(n)
+    assert (call("integer", n), call("own_integer", n)) == (str(n), str(n))
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", " ", "1.0", "1.5", "1e3", "0x10", "nan", "inf", "-inf", "+1", " 1", "1 ", "--1", "1-", str(MOST + 1),
-     str(-MOST - 1), "9" * 40, "１", "1\n", "1\0"],
-)  # fmt: skip
-def test_what_is_no_integer_of_the_ledger_is_an_error(call: Call, text: str) -> None:
+NO_NUMBERS: Final = ["", " ", "1.5", "nan", "inf", "-inf", "-nan", "--1", "1-", "x", "9" * 400, "１", str(MOST + 1),
+                     str(-MOST - 1), "9" * 40]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*NO_NUMBERS, "1.0", "1e3", "0x10", "+1", " 1", "1 ", "1\n", "1\0"])
+def test_what_is_no_integer_of_a_caller_is_an_error(call: Call, text: str) -> None:
     with pytest.raises(redis.exceptions.ResponseError, match="not an integer of the ledger"):
         call("integer", text)
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_what_is_no_whole_number_in_the_ledger_itself_is_an_error(call: Call, text: str) -> None:
+    """What the ledger has written is read by a quicker way, which would take "1e3" for 1000 too."""
+    with pytest.raises(redis.exceptions.ResponseError, match="not an integer of the ledger"):
+        call("own_integer", text)
