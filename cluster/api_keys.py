@@ -84,11 +84,13 @@ async def create_key(
     person: str | None = None,
     strategies: Sequence[str] = (ALL_STRATEGIES,),
     expires_ns: int | None = None,
+    by: str = "operator",
 ) -> SecretStr:
     """Make a key, store its hash, and return it: this is the only time it can be read.
 
-    ``person`` is who holds it (default: ``name``), ``expires_ns`` when it ends. Raises ``ApiKeyError``, a
-    ``ValueError``, for rights there are none of, a list that is none, a person without a name and an end in the past.
+    ``person`` is who holds it (default: ``name``), ``expires_ns`` when it ends, ``by`` who makes it, for the audit.
+    Raises ``ApiKeyError``, a ``ValueError``, for rights there are none of, a list that is none, a person without a name
+    and an end in the past.
     """
     _check_names("scopes", scopes, re.compile("|".join(SCOPES)), f"of {', '.join(SCOPES)}")
     _check_names("accounts", accounts, _NAME, "an account's name or *")
@@ -105,11 +107,11 @@ async def create_key(
         "strategies": sorted(set(strategies)),
         "created_ns": time.time_ns(),
     }
-    await ledger.put_api_key(key_id, record | ({"expires_ns": expires_ns} if expires_ns is not None else {}))
+    await ledger.put_api_key(key_id, record | ({"expires_ns": expires_ns} if expires_ns is not None else {}), by)
     return SecretStr(f"tt_{key_id}_{secret}")
 
 
-async def revoke_key(ledger: Ledger, key_id: str) -> bool:
+async def revoke_key(ledger: Ledger, key_id: str, by: str = "operator") -> bool:
     """End a key; it stops everywhere within two seconds. False where it was revoked already.
 
     Raises ``ApiKeyError`` where there is no such key.
@@ -119,7 +121,7 @@ async def revoke_key(ledger: Ledger, key_id: str) -> bool:
         raise ApiKeyError("key_id", key_id, "expected the id of a key (desk keys list)")
     if record.get("revoked"):
         return False
-    await ledger.put_api_key(key_id, {**record, "revoked": True, "revoked_ns": time.time_ns()})
+    await ledger.put_api_key(key_id, {**record, "revoked": True, "revoked_ns": time.time_ns()}, by)
     return True
 
 

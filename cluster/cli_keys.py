@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import getpass
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,7 @@ def keys_create(
             person=person,
             strategies=_names("strategies", strategies),
             expires_ns=expires_ns,
+            by=_system_user(),
         )
         return made.get_secret_value()
 
@@ -90,11 +93,19 @@ def keys_revoke(
     key_id: str = typer.Argument(..., help="The key's id: the part behind tt_."), as_json: bool = JsonOption
 ) -> None:
     """End a key. It stops everywhere within two seconds."""
-    revoked = with_ledger(lambda ledger: revoke_key(ledger, key_id))
+    revoked = with_ledger(lambda ledger: revoke_key(ledger, key_id, _system_user()))
     if as_json:
         print_json({"key_id": key_id, "revoked": True, "changed": revoked})
     else:
         console.print(f"{key_id} is revoked" if revoked else f"{key_id} was revoked already", highlight=False)
+
+
+def _system_user() -> str:
+    """Who runs this command as the machine knows it: whoever may read the desk's secrets may make keys."""
+    try:
+        return f"system user {getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"system user {os.getuid()}"
 
 
 def _names(field: str, text: str) -> list[str]:

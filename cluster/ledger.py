@@ -43,7 +43,7 @@ LIBRARY: Final = "tt_ledger"
 _PARTS: Final = ("ledger_base", "ledger_marks", "ledger_reserve", "ledger_orders", "ledger_desk")
 ACCOUNTS_KEY: Final = f"{DESK_BASE}:accounts"
 PRODUCTS_KEY: Final = "tt:products"
-API_KEYS_KEY: Final = "tt:api_keys"
+API_KEYS_KEY: Final = f"{DESK_BASE}:api_keys"
 HEARTBEATS_KEY: Final = "tt:heartbeats"
 OUTBOX_GROUP: Final = "execution"
 
@@ -542,9 +542,10 @@ class Ledger:
         found = _pairs(await self._direct("HGETALL", API_KEYS_KEY))
         return {key_id: record for key_id, text in found.items() if (record := _record(text)) is not None}
 
-    async def put_api_key(self, key_id: str, record: Mapping[str, Any]) -> None:
-        """Add or replace an API key's record."""
-        await self._send("FCALL", "tt_put", "1", API_KEYS_KEY, key_id, json.dumps(record))
+    async def put_api_key(self, key_id: str, record: Mapping[str, Any], by: str = "operator") -> None:
+        """Add or replace an API key's record; who did it is audited, with everything but the hash."""
+        shown = {name: value for name, value in record.items() if name != "hash"}
+        await self._call("tt_put_key", None, key_id, json.dumps(record), by, json.dumps(shown))
 
     async def beat(self, part: str, detail: Mapping[str, Any]) -> None:
         """Note that a part of the desk is alive, with its figures; the time is the server's."""

@@ -38,7 +38,6 @@ local function tighten(keys, args)
     return redis.error_reply('ERR not a scope: ' .. scope)
   end
   local ctx = begin(base, now_us())
-  redis.call('XLEN', base .. ':audit')
   local before = state_of(ctx, scope)
   local holds = state
   if before and LEVELS[before] and LEVELS[before] >= LEVELS[state] then
@@ -78,6 +77,15 @@ end
 
 local function limit_token(name, hard, soft)
   return name .. '=' .. limit_word(hard) .. (soft ~= hard and ':' .. limit_word(soft) or '')
+end
+
+local function flattened(map)
+  local flat = {}
+  for name, value in pairs(map) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = value
+  end
+  return flat
 end
 
 -- Raises an error where `record` cannot be the limits of `scope`.
@@ -339,7 +347,6 @@ local function propose_resume(keys, args)
   if not is_scope(base, scope) then
     return redis.error_reply('ERR not a scope: ' .. scope)
   end
-  redis.call('XLEN', base .. ':audit')
   local ctx = begin(base, now_us())
   local proposal = write_proposed(ctx, 'RESUME', cjson.encode({ scope = scope }), args[2], args[3], args[4], integer(args[5]))
   return cjson.encode(proposal)
@@ -404,9 +411,46 @@ local function refuse(keys, args)
   return { 'REFUSED', '' }
 end
 
+-- A file's record where the file was edited, and what holds everywhere else: an edit of one limit must not undo what was
+-- approved for another. `former` is the file's record before the edit.
+local function edited(current, former, record)
+  if not current or not former then
+    return record
+  end
+  local holds, old, new, tokens = limits_in(current), limits_in(former), limits_in(record), {}
+  for _, name in ipairs(names_in(new)) do
+    local same = old.hard[name] == new.hard[name] and old.word[name] == new.word[name]
+      and (not new.hard[name] or old.soft[name] == new.soft[name])
+    local from = same and (holds.hard[name] or holds.word[name]) and holds or new
+    tokens[#tokens + 1] = from.hard[name] and limit_token(name, from.hard[name], from.soft[name])
+      or name .. '=' .. from.word[name]
+  end
+  return table.concat(tokens, ' ')
+end
+
+-- What a file asks for, given the file as it was taken last ({scope -> record}) and what holds.
+local function edited_file(before, former, file)
+  local wanted = {}
+  for scope, record in pairs(file) do
+    if scope == 'calendar' then
+      wanted[scope] = former[scope] == record and before[scope] or record
+    elseif before[scope] or former[scope] ~= record then
+      wanted[scope] = edited(before[scope], former[scope], record)
+    end
+  end
+  for scope, record in pairs(before) do
+    -- A scope the file never had was added since, by two people.
+    if not file[scope] and not former[scope] then
+      wanted[scope] = record
+    end
+  end
+  return wanted
+end
+
 -- ARGV: by, person, reason, ttl_ms, baseline, then scope, record … all of them. The first time all are taken; later
--- what is stricter holds at once and what is looser becomes one proposal. A baseline (the digest of a file) that was
--- taken before changes nothing, so that a restart does not undo what was approved since.
+-- what is stricter holds at once and what is looser becomes one proposal. With a baseline (the digest of a file) they
+-- are a file's: one that was taken before changes nothing, of another only what was edited in it counts, so that
+-- neither undoes what was approved since.
 -- Returns {version, changes as JSON, id of the proposal or ''}.
 local function set_limits(keys, args)
   local base, by, person, baseline = keys[1], args[1], args[2], args[5]
@@ -417,6 +461,10 @@ local function set_limits(keys, args)
   for i = 6, #args, 2 do
     check_record(base, args[i], args[i + 1])
     wanted[args[i]] = args[i + 1]
+  end
+  local file = wanted
+  if baseline ~= '' and before.version then
+    wanted = edited_file(before, hash(base .. ':baseline'), file)
   end
   for scope, record in pairs(wanted) do
     if not before.version then
@@ -436,12 +484,16 @@ local function set_limits(keys, args)
       now[scope] = false
     end
   end
-  sound(base)
+  redis.call('HLEN', base .. ':approvals')
   local ctx, version = begin(base, now_us()), integer(before.version or '0')
   if next(now) ~= nil then
     version = apply_limits(ctx, before, now, by, baseline, args[3])
   elseif baseline ~= '' then
     redis.call('HSET', base .. ':limits', 'baseline', baseline)
+  end
+  if baseline ~= '' then
+    redis.call('DEL', base .. ':baseline')
+    redis.call('HSET', base .. ':baseline', unpack(flattened(file)))
   end
   local proposal = ''
   if next(later) ~= nil then
@@ -539,6 +591,16 @@ local function put(keys, args)
   return #args / 2
 end
 
+-- Of the desk. ARGV: id, record, by, what the audit may show of it (JSON). Adds or replaces an API key.
+local function put_key(keys, args)
+  redis.call('HLEN', DESK .. ':api_keys')
+  local ctx = begin(DESK, now_us())
+  audit(ctx, 'KEY', args[1], args[3], args[4])
+  finish(ctx)
+  redis.call('HSET', DESK .. ':api_keys', args[1], args[2])
+  return redis.status_reply('OK')
+end
+
 -- ARGV: last seq, file, sha256, by. Notes that entries up to `seq` are in an archive file.
 local function archived(keys, args)
   local base, through = keys[1], integer(args[1])
@@ -546,7 +608,6 @@ local function archived(keys, args)
   if through > figure(ctx.book, 'seq') or through < figure(ctx.book, 'archived') then
     return redis.error_reply('ERR cannot be archived through ' .. args[1])
   end
-  redis.call('XLEN', base .. ':audit')
   put_value(ctx.book, 'archived', through)
   audit(ctx, 'ARCHIVED', args[1], args[4], { through_seq = args[1], file = args[2], sha256 = args[3] })
   finish(ctx)
@@ -715,6 +776,7 @@ register('tt_admit', admit, ALLOW_OOM)
 register('tt_open_outbox', open_outbox, ALLOW_OOM)
 register('tt_finish_outbox', finish_outbox, ALLOW_OOM)
 register('tt_put', put, ALLOW_OOM)
+register('tt_put_key', put_key, ALLOW_OOM)
 register('tt_archived', archived, ALLOW_OOM)
 register('tt_trim_audit', trim_audit, ALLOW_OOM)
 register('tt_prove', prove, ALLOW_OOM)

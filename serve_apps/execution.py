@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from decimal import ROUND_FLOOR, Decimal
@@ -54,6 +55,7 @@ START_BACKOFF_S: Final = 1.0
 # Lost books stay lost until somebody decides what to do; asking more often would only fill the log.
 LOST_BACKOFF_S: Final = 10.0
 ANCHOR_INTERVAL_S: Final = 60.0
+ARCHIVE_INTERVAL_S: Final = 3600.0
 # A request that was sent may still be on its way to the venue; only after this long does "not found" mean "never came".
 SETTLED_S: Final = 15.0
 # Fills are read from a little before the newest one known, because the venue may list them late and out of order.
@@ -98,6 +100,7 @@ class Execution:
             group.create_task(self._every(self._settings.reference_interval_s, self._watch))
             group.create_task(self._every(self._settings.reconcile_interval_s, self._reconcile_again))
             group.create_task(self._every(ANCHOR_INTERVAL_S, self._anchor))
+            group.create_task(self._every(ARCHIVE_INTERVAL_S, self._archive))
             group.create_task(self._work_outbox())
             group.create_task(self._follow_orders())
 
@@ -117,8 +120,6 @@ class Execution:
         await self._open_account()
         await self._ledger.outbox_open(self._account)
         await self.reconcile()
-        for entry in await self._ledger.outbox_read(self._account, CONSUMER, "0", 10_000):
-            await self._carry(entry)
         await self._ledger.admit(self._account, self._epoch)
         await self._anchor()
         await self._beat()
@@ -127,6 +128,16 @@ class Execution:
         """Note outside the server, signed, how far the audit has come."""
         for account in (None, self._account):
             await self._anchors.write(self._ledger, account)
+
+    async def _archive(self) -> None:
+        """Old audit entries leave the server's memory for Parquet; by name and in a process of its own, as a job is."""
+        quiet, kept = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+        argv = (sys.executable, "-m", "jobs.archive", "--json")
+        job = await asyncio.create_subprocess_exec(*argv, stdout=quiet, stderr=kept)
+        _, errors = await job.communicate()
+        if job.returncode:
+            # What was not moved stays where it is, and is tried again.
+            logger.error("the audit was not archived: %s", errors.decode(errors="replace")[-2000:])
 
     async def _set_limits(self) -> None:
         """Limits of the file, where the file has changed since: what is looser then waits for a second person."""
@@ -187,6 +198,10 @@ class Execution:
                 gate.release()
 
         async with asyncio.TaskGroup() as group:
+            # What was given to the one before us. Much of it may have to wait until it is settled what that one did
+            # with it; it keeps its reservation meanwhile, so neither new orders nor the gate need wait for it.
+            for entry in await self._ledger.outbox_read(self._account, CONSUMER, "0", 10_000):
+                group.create_task(self._carry(entry))
             while True:
                 for entry in await self._ledger.outbox_read(self._account, CONSUMER, ">", 64, OUTBOX_WAIT_MS):
                     await gate.acquire()

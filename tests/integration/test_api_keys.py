@@ -29,6 +29,7 @@ from cluster.api_keys import (
     revoke_key,
 )
 from cluster.ledger import API_KEYS_KEY, Ledger, LedgerUnavailable
+from tests.books import Books
 
 pytestmark = pytest.mark.anyio
 
@@ -62,10 +63,9 @@ async def test_a_key_knows_its_person_its_strategies_and_its_end(ledger: Ledger,
 async def test_only_a_hash_of_the_secret_is_stored(ledger: Ledger) -> None:
     presented = await made(ledger)
     _, key_id, secret = presented.split("_", 2)
-    everything = json.dumps(
-        [await ledger._direct("HGETALL", key) for key in await ledger._direct("KEYS", "*") if "function" not in key]
-    )
+    everything = json.dumps(await Books(ledger).keys())
     assert key_id in everything
+    assert (await ledger.audit_entries(None))[-1][1]["kind"] == "KEY"
     assert secret not in everything
     assert PEPPER.get_secret_value() not in everything
     assert len(secret) == 43
