@@ -59,7 +59,7 @@ def test_the_same_id_with_another_body_is_a_conflict(desk: Desk) -> None:
         ({"product_id": "DOGE-USD"}, 422, "UNKNOWN_PRODUCT"),
         ({"product_id": "SOL-USD"}, 422, "SYMBOL_NOT_ALLOWED"),
         ({"strategy": "nobody"}, 422, "STRATEGY_NOT_APPROVED"),
-        ({"account": "nobody"}, 503, "RECONCILING"),
+        ({"account": "nobody"}, 404, "UNKNOWN_ACCOUNT"),
         ({"quantity": "0.000000001"}, 422, "SIZE_BELOW_MIN"),
         ({"quantity": "0.0010000001"}, 422, "SIZE_INCREMENT"),
         ({"type": "LIMIT", "limit_price": "1000.001"}, 422, "PRICE_INCREMENT"),
