@@ -26,7 +26,7 @@ import msgspec
 
 DECIDED: Final = frozenset({"ACCEPTED", "DENIED", "CONFLICT"})
 BACKOFF_S: Final = (0.05, 1.0)
-REPEATS_PER_ORDER: Final = 3.0
+REPEATS_PER_ORDER: Final = 1.0
 """The shared budget: on average at most so many repeats a second for each order a second."""
 
 
@@ -144,7 +144,7 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bodies: list[dict[str, Any]]
     """Order n takes body n (from the start again after the last) and its own id."""
     rate_per_s: float
-    persist_s: float = 30.0
+    persist_s: float = 60.0
     timeout_s: float = 5.0
     seed: int = 0
 

@@ -1,4 +1,4 @@
-"""Fault 25: generated sequences of everything that can happen to a desk, on a plain model and the real server at once."""
+"""Fault 25: sequences of everything that can happen to a desk, on a plain model and the real server at once."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from cluster.ledger import LedgerError, LedgerUnavailable
 from tests.books import ACCOUNT, BTC, Books, order
 from tests.faults.books_check import check_books, unproven
 from tests.faults.conftest import Report
-from tests.faults.desk_load import Load, entries, ledger_process
+from tests.faults.desk_load import Load, entries, ledger_process, settled_books
 from tests.faults.ledger_load import connected, opened
 from tests.servers import Server
 from tests.system.client import Desk, eventually
@@ -51,6 +51,38 @@ def test_a_killed_server_comes_back_with_all_that_was_acknowledged(
         report(**load.figures())
         books = load.books()
         report(**books.figures(), reserved_and_never_answered=books.unacknowledged)
+    books.assert_whole()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+@pytest.mark.fault("10", "the same while a venue that does not answer has orders of ours", "serving again in 3 s")
+def test_orders_on_their_way_to_the_venue_do_not_keep_the_desk_closed(desk: Desk, report: Report) -> None:
+    # Whether they arrived can only be said some seconds later, and used to be waited for before any order was taken.
+    (exchange,) = [item for item in local.recorded(desk.settings.state_dir) if item.name == "exchange"]
+    venue = exchange.process()
+    assert venue is not None
+    bodies = [desk.resting() for _ in range(20)]
+    venue.suspend()
+    try:
+        replies = desk.submit_all(bodies, persist_s=30)
+        eventually(lambda: any(desk.show(body["client_order_id"])["status"] == "SENT" for body in bodies), 60, "sent")
+        server = ledger_process(desk)
+        server.kill()
+        _await_gone(server)
+    finally:
+        venue.resume()
+    begin_s = time.monotonic()
+    local.start_valkey(desk.settings)
+    report(server_answers_s=round(time.monotonic() - begin_s, 2))
+    eventually(lambda: desk.submit(desk.resting()).status_code == 201, 90, "an order is accepted")
+    report(service_again_s=round(time.monotonic() - begin_s, 2))
+    eventually(lambda: all(desk.show(b["client_order_id"])["status"] == "OPEN" for b in bodies), 90, "all are known")
+    report(every_order_known_s=round(time.monotonic() - begin_s, 2))
+    accepted = {body["client_order_id"] for body in bodies}
+    books = settled_books(desk, accepted, accepted.__contains__)
+    report(**books.figures())
+    assert all(reply is not None and reply.status_code == 201 for reply in replies)
     books.assert_whole()
 
 
