@@ -360,7 +360,7 @@ local ABOVE_ALL = {
 
 -- "name=hard:soft …" -> hard and soft as numbers by name (unlimited = infinite), and what is no number as a word.
 local limits_in = remembered(function(record)
-  local parsed = { hard = {}, soft = setmetatable({}, ABOVE_ALL), word = {}, text = record }
+  local parsed = { hard = {}, soft = setmetatable({}, ABOVE_ALL), word = {}, missing = {} }
   for name, value in record:gmatch('(%S+)=(%S+)') do
     local first, second = value:match('^([^:]+):?(.*)$')
     local hard = limit_value(first or '')
@@ -410,10 +410,14 @@ local REQUIRED = {
   group = { limits = { { 'max_gross_exposure' } }, numbers = {}, words = {} },
 }
 
--- 'KIND record' -> the names that are missing, or, of those that must be numbers, unlimited.
-local missing_in = remembered(function(kind_and_record)
-  local kind, record = kind_and_record:match('^(%a+) (.*)$')
-  local parsed, required, missing = limits_in(record), REQUIRED[kind], {}
+-- The names that are missing in a parsed record of this kind of scope, or, of those that must be numbers, unlimited.
+local function missing_in(parsed, kind)
+  local missing = parsed.missing[kind]
+  if missing then
+    return missing
+  end
+  local required = REQUIRED[kind]
+  missing = {}
   for _, names in ipairs(required.limits) do
     for _, name in ipairs(names) do
       missing[#missing + 1] = not parsed.hard[name] and name or nil
@@ -425,8 +429,9 @@ local missing_in = remembered(function(kind_and_record)
   for _, name in ipairs(required.words) do
     missing[#missing + 1] = not parsed.word[name] and name or nil
   end
+  parsed.missing[kind] = missing
   return missing
-end)
+end
 
 -- "zone offset until offset until … offset" -> a list of {until second, offset}; the last one has no end.
 local calendar_in = remembered(function(record)

@@ -3,6 +3,10 @@
 -- Every rule is looked at, so that a denial names all that are broken; rates come last, so that a denied order uses none
 -- up. What a rule needs and does not find denies.
 
+-- A Lua function has at most 200 local variables, the library's own body too: of this part only these are seen later.
+local count_open, reserve, check
+
+do
 local RECENT_KEPT = 15
 local RECENT_NEEDED = 5
 local LIMIT_SCOPE_FIELDS = { 'open_orders', 'buy_notional', 'sell_notional', 'day', 'tat' }
@@ -137,7 +141,7 @@ end
 -- Every limit a scope must have, those too that no order is compared with because they halt what has gone wrong.
 local function check_limits(o, scope)
   if scope.limits then
-    for _, name in ipairs(missing_in(scope.kind .. ' ' .. scope.limits.text)) do
+    for _, name in ipairs(missing_in(scope.limits, scope.kind)) do
       missing_limit(o, scope.label, name)
     end
   elseif scope ~= o.of_strategy and scope ~= o.of_product then
@@ -602,7 +606,7 @@ local function write_denied(o, ctx)
 end
 
 -- Adds (sign 1) or takes back (sign -1) an order's open amounts in every scope it counts for.
-local function count_open(ctx, order, group, sign, lots, notional, orders)
+function count_open(ctx, order, group, sign, lots, notional, orders)
   local side, book = order.side == 'SELL' and 'sell_' or 'buy_', ctx.book
   local of = { 'a|', 'p|' .. order.product .. '|', 's|' .. order.strategy .. '|', 'k|' .. order.by .. '|' }
   for _, prefix in ipairs(of) do
@@ -699,7 +703,7 @@ end
 -- version (all text but the denials). Returns {ACCEPTED, epoch, notional, cash, warnings} | {DENIED | CONFLICT, epoch,
 -- answer} | {REPEATED, epoch, answer of a denial, or notional, cash, warnings} | {STALE_EPOCH | NEW_EPOCH | RECONCILING,
 -- epoch}.
-local function reserve(keys, argv)
+function reserve(keys, argv)
   local base, o = keys[1], read_order(argv[1], now_us())
   local refusal = refused(o, base)
   if refusal then
@@ -737,7 +741,7 @@ local function reserve(keys, argv)
 end
 
 -- As reserve, but nothing is written and the id does not matter. Returns {CHECKED, epoch, answer}.
-local function check(keys, argv)
+function check(keys, argv)
   local base, o = keys[1], read_order(argv[1], now_us())
   local refusal = refused(o, base)
   if refusal then
@@ -750,4 +754,6 @@ local function check(keys, argv)
     decide(o, base)
   end
   return { 'CHECKED', o.stored_epoch, answer_of(o, #o.denials == 0 and 'ACCEPTED' or 'DENIED') }
+end
+
 end
