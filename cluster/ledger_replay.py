@@ -131,7 +131,7 @@ class Replay:
         self.book = Book()
         self.desk = self.book if account is None else desk or Book()
         self.state: dict[str, str] = {}
-        self.limits: dict[str, str] = {}
+        self.limits = self.book.limits
         self.references: dict[str, Reference] = {}
         self.orders: dict[str, Held] = {}
         self.denied: dict[str, tuple[int, dict[str, str]]] = {}
@@ -324,7 +324,6 @@ class Replay:
                     self.state.setdefault(scope, "ACTIVE")
             if product:
                 self._move_group(product, group, self._group(product))
-        self.book.calendar = self.limits.get("calendar")
         self.limits["version"] = str(data["version"])
 
     def _proposed(self, row: Row, data: Mapping[str, Any]) -> None:
@@ -348,8 +347,8 @@ class Replay:
     # -- what several share --------------------------------------------------------------------------------------------
 
     def _record(self, scope: str) -> Record | None:
-        """The limits of a scope now; a key without limits of its own has those of every key."""
-        text = self.limits.get(scope)
+        """The limits of a scope now, of ``global`` the desk's; a key without limits of its own has those of all."""
+        text = (self.desk.limits if scope == "global" else self.limits).get(scope)
         if text is None and scope.startswith("key|"):
             text = self.limits.get("key|*")
         return None if text is None else record_of(text)

@@ -55,8 +55,8 @@ class Book:
     """One book: an account's, or the desk's. A field that was never written counts as 0."""
 
     def __init__(self) -> None:
-        """Nothing is written yet; ``calendar`` is the record of the limits that says when its days begin."""
-        self.calendar: str | None = None
+        """Nothing is written yet; ``limits`` are the records by scope that its days and rates go by."""
+        self.limits: dict[str, str] = {}
         self.figures: defaultdict[str, int] = defaultdict(int)
         self.words: dict[str, str] = {}
         self.days: dict[str, Day] = {}
@@ -68,7 +68,7 @@ class Book:
 
     def today(self, prefix: str, us: int) -> Day:
         """The scope's record of the day that ``us`` is in, begun here if there is none yet."""
-        day, number = self.days.get(prefix), day_number(us, self.calendar)
+        day, number = self.days.get(prefix), day_number(us, self.limits.get("calendar"))
         if day is None or day.number != number:
             day = self.days[prefix] = Day(number, 0, 0, self.figures[prefix + "pnl"], 0, 0)
         return day
