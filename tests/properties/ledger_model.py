@@ -155,6 +155,23 @@ class Held:
         return ("a", f"s|{self.order.strategy}", f"p|{self.order.product_id}", f"k|{self.by}")
 
 
+class Losses(NamedTuple):
+    """What a scope has lost since its day began, and where it stands below its peak, in micros."""
+
+    record: Record
+    loss: int
+    peak: int
+    now: int
+
+    def reached(self, soft: bool) -> list[str]:
+        """The limits of loss, hard or soft, that have been reached."""
+        found = ["DAILY_LOSS"] if self.loss >= self.record.number("max_daily_loss")[soft] else []
+        if "max_drawdown_ppm" in self.record.words and self.peak > 0:
+            most = self.record.number("max_drawdown_ppm")[soft] * self.peak
+            found += ["DRAWDOWN"] if (self.peak - self.now) * PPM >= most else []
+        return found
+
+
 @dataclass
 class Proposal:
     """What waits for a second person: a scope to resume, or limits with the version they were asked for at."""
@@ -177,6 +194,8 @@ class Holder:
         self.causes: dict[str, str] = {}
         self.proposals: dict[str, Proposal] = {}
         self.audit: list[tuple[str, str]] = []
+        self.alerts: list[tuple[str, str, str]] = []
+        """(SOFT or HARD, code, scope)."""
 
     def begin(self, us: int) -> None:
         """A step at ``us`` by the server's clock."""
@@ -187,6 +206,11 @@ class Holder:
         if LEVELS[self.states[scope]] < LEVELS[state]:
             self.states[scope], self.causes[scope] = state, ""
         self.audit.append(("STATE", scope))
+        for proposal_id, proposal in self.proposals.items():
+            resumes = (proposal.kind, proposal.content[0]) == ("RESUME", scope)
+            if state != "ACTIVE" and resumes and proposal.status == "PENDING":
+                proposal.status = "REFUSED"
+                self.audit.append(("REFUSED", proposal_id))
         return self.states[scope]
 
     def latch(self, scope: str, state: str, cause: str) -> bool:
@@ -195,6 +219,7 @@ class Holder:
             return False
         self.states[scope], self.causes[scope] = state, cause
         self.audit.append(("STATE", scope))
+        self.alerts.append(("HARD", cause, scope))
         return True
 
     def set_limits(self, wanted: Mapping[str, str]) -> tuple[dict[str, str | None], dict[str, str]]:
@@ -252,6 +277,9 @@ class Holder:
         if not digest_is_right:
             return "CHANGED"
         if proposal.kind == "RESUME":
+            scope = str(proposal.content[0])
+            if proposal.content != self.halt_of(scope):
+                return "CHANGED"
             if self.breached(str(proposal.content[0]), resuming=True):
                 return "STILL_BREACHED"
             self._resume(str(proposal.content[0]))
@@ -265,6 +293,10 @@ class Holder:
             self._write_limits(dict(changes))
         proposal.status = "APPLIED"
         return "APPLIED"
+
+    def halt_of(self, scope: str) -> tuple[str, str, str]:
+        """What a proposal to resume a scope is about: it, its state and what tripped."""
+        return scope, self.states.get(scope, ""), self.causes.get(scope, "")
 
     def refuse(self, proposal_id: str) -> str:
         """Anybody's no; returns the outcome."""
@@ -280,6 +312,19 @@ class Holder:
     def breached(self, scope: str, resuming: bool = False) -> list[str]:
         """The rules with a latch that a scope breaks as it stands now."""
         raise NotImplementedError
+
+    def losses(self, scope: str) -> Losses:
+        """How much a scope has lost, and may lose."""
+        raise NotImplementedError
+
+    def trip(self, scope: str, before: Losses) -> None:
+        """Latch what has been reached, and say where a soft level was passed since ``before``."""
+        now = self.losses(scope)
+        for cause in now.reached(soft=False):
+            self.latch(scope, "REDUCING", cause)
+        for cause in now.reached(soft=True):
+            if cause not in now.reached(soft=False) and cause not in before.reached(soft=True):
+                self.alerts.append(("SOFT", cause, scope))
 
     def forget(self, cause: str, scope: str) -> None:
         """What the rule of ``cause`` has counted."""
@@ -357,7 +402,11 @@ class Desk(Holder):
 
     def breached(self, scope: str, resuming: bool = False) -> list[str]:
         """DAILY_LOSS, DRAWDOWN."""
-        return losses(self.record(scope), self.day.pnl_start - self.pnl(), self.peak, self.equity)
+        return self.losses(scope).reached(soft=False)
+
+    def losses(self, scope: str) -> Losses:
+        """Of all accounts together."""
+        return Losses(self.record(scope), self.day.pnl_start - self.pnl(), self.peak, self.equity)
 
     def book(self) -> dict[str, int | str]:
         """Every figure the desk's own book must show."""
@@ -418,6 +467,11 @@ class Account(Holder):
     def group_of(self, product: str) -> str:
         """The group a product is in now, - for none."""
         return self.record(f"product|{product}").words["group"]
+
+    def duplicate_window_ms(self, strategy: str) -> int:
+        """For how long the same order counts as a duplicate: the longer one of the account's and the strategy's."""
+        records = (self.record("account"), self.record(f"strategy|{strategy}"))
+        return max(record.figure("duplicate_window_ms") for record in records)
 
     def is_open(self, scope: str) -> bool:
         """Whether a scope's hours allow new exposure now."""
@@ -538,24 +592,27 @@ class Account(Holder):
 
     def open_account(self, cash: int, lots: Mapping[str, int]) -> None:
         """Cash, and positions that cost nothing; marked at once."""
-        self._start_days(lots)
+        before = self._before(lots)
         self.cash = cash
         for product, amount in lots.items():
             self.products[product].lots = amount
         self.audit.append(("OPENED", "account"))
-        self.mark(lots)
+        self._mark(before)
 
     def quote(self, quotes: Mapping[str, Quote]) -> None:
         """New prices: a move too fast halts for a while, a crossed market until a person resumes."""
-        self._start_days(quotes)
+        before = self._before(quotes)
         changed = [p for p, new in quotes.items() if p not in self.quotes or self.quotes[p][:2] != new[:2]]
         for product, new in quotes.items():
+            waited = self.quotes[product].volatile_until_ms if product in self.quotes else 0
             self.quotes[product] = self._anchored(product, new)
+            if self.quotes[product].volatile_until_ms > waited <= new.set_ms:
+                self.alerts.append(("HARD", "VOLATILITY_HALT", f"product|{product}"))
             if new.bid > new.ask:
                 self.latch(f"product|{product}", "HALTED", "BAD_BOOK")
         if changed:
             self.audit.append(("REFERENCE", "account"))
-        self.mark(quotes)
+        self._mark(before)
 
     def _anchored(self, product: str, new: Quote) -> Quote:
         record, before = self.record(f"product|{product}"), self.quotes.get(product)
@@ -571,9 +628,12 @@ class Account(Holder):
             until = new.set_ms + record.figure("volatility_halt_ms")
         return new._replace(anchor_mid2=anchor[0], anchor_ms=anchor[1], volatile_until_ms=until)
 
-    def take(self, held: Held, tats: Mapping[str, int], repeats: Window | None) -> None:
-        """Reserve an order that every rule lets pass."""
-        order, account = held.order, self.record("account")
+    def take(
+        self, held: Held, tats: Mapping[str, int], repeats: Window | None, warnings: Iterable[tuple[str, str]]
+    ) -> None:
+        """Reserve an order that every rule lets pass; ``warnings`` are (code, scope) of soft levels it is beyond."""
+        self.alerts += [("SOFT", *warning) for warning in warnings]
+        order = held.order
         self.orders[order.client_order_id] = held
         for day in self._days_of(held):
             day.orders += 1
@@ -585,9 +645,8 @@ class Account(Holder):
             self.windows[f"s|{order.strategy}|repeats"] = repeats
         recent = self.recent[order.product_id]
         self.recent[order.product_id] = [*recent, held.lots][-RECENT_MAX:]
-        strategy = self.record(f"strategy|{order.strategy}")
-        window_ms = max(account.figure("duplicate_window_ms"), strategy.figure("duplicate_window_ms"))
-        self.duplicates[content(order)] = self.us // 1000 + window_ms
+        if window_ms := self.duplicate_window_ms(order.strategy):
+            self.duplicates[content(order)] = self.us // 1000 + window_ms
         self.outbox.append(("SUBMIT", order.client_order_id))
         self.audit.append(("RESERVED", order.client_order_id))
 
@@ -625,7 +684,7 @@ class Account(Holder):
         order, was_open = held.order, held.open
         product, sign = order.product_id, 1 if order.side is Side.BUY else -1
         value = value_half_even(product, lots, ticks)
-        self._start_days([product], order.strategy)
+        before = self._before([product], order.strategy)
         self.holders.add((order.strategy, product))
         self.cash -= sign * value + fee
         self.fees += fee
@@ -643,7 +702,7 @@ class Account(Holder):
             held.status = "FILLED" if held.filled >= held.lots else "PARTIALLY_FILLED"
             if not held.open:
                 self.audit.append(("FILLED", order_id))
-        self.mark([product], order.strategy)
+        self._mark(before)
         if not held.open:
             self._count_exit(held)
         if held.filled > held.lots:
@@ -743,20 +802,23 @@ class Account(Holder):
 
     # -- marks and latches of losses -----------------------------------------------------------------------------------
 
-    def mark(self, products: Iterable[str], strategy: str | None = None) -> None:
-        """Peaks, and the latches of losses, after a fill, an opening or new prices of ``products``."""
-        desk, strategies = self.desk, self._holders(products, strategy)
-        self.peak, desk.peak = max(self.peak, self.equity), max(desk.peak, desk.equity)
-        for name in strategies:
-            self.strategy_peaks[name] = max(self.strategy_peaks[name], self.pnl(f"s|{name}"))
-        for cause in desk.breached("global"):
-            desk.latch("global", "REDUCING", cause)
-        for scope in ("account", *(f"product|{p}" for p in products), *(f"strategy|{name}" for name in strategies)):
-            for cause in self.breached(scope):
-                self.latch(scope, "REDUCING", cause)
+    def _before(self, products: Iterable[str], strategy: str | None = None) -> dict[str, Losses]:
+        """Begin the days of everything about to be marked; returns what each scope has lost before."""
+        scopes = ["account", *(f"product|{p}" for p in products)]
+        scopes += [f"strategy|{name}" for name in self._holders(products, strategy)]
+        return {"global": self.desk.losses("global")} | {scope: self.losses(scope) for scope in scopes}
 
-    def breached(self, scope: str, resuming: bool = False) -> list[str]:
-        """Losses; and where a product is to be resumed, a market that is still not one to trade in."""
+    def _mark(self, before: Mapping[str, Losses]) -> None:
+        """Peaks, and the latches of losses, of the scopes whose positions or prices have changed."""
+        desk = self.desk
+        self.peak, desk.peak = max(self.peak, self.equity), max(desk.peak, desk.equity)
+        for name in [scope.partition("|")[2] for scope in before if scope.startswith("strategy|")]:
+            self.strategy_peaks[name] = max(self.strategy_peaks[name], self.pnl(f"s|{name}"))
+        for scope, lost in before.items():
+            (desk if scope == "global" else self).trip(scope, lost)
+
+    def losses(self, scope: str) -> Losses:
+        """Of the account, a strategy or a product."""
         kind, _, name = scope.partition("|")
         prefix = {"account": "a", "strategy": f"s|{name}", "product": f"p|{name}"}[kind]
         record, peak, now = self.record(scope), self.peak, self.equity
@@ -766,8 +828,12 @@ class Account(Holder):
             base = 0 if capital == UNLIMITED else int(capital)
             peak = 0 if capital == UNLIMITED else base + self.strategy_peaks[name]
             now = base + self.pnl(prefix)
-        found = losses(record, self.today(prefix).pnl_start - self.pnl(prefix), peak, now)
-        quote = self.quotes.get(name)
+        return Losses(record, self.today(prefix).pnl_start - self.pnl(prefix), peak, now)
+
+    def breached(self, scope: str, resuming: bool = False) -> list[str]:
+        """Losses; and where a product is to be resumed, a market that is still not one to trade in."""
+        found = self.losses(scope).reached(soft=False)
+        quote = self.quotes.get(scope.partition("|")[2])
         if resuming and quote is not None:
             if quote.bid > quote.ask:
                 found.append("BAD_BOOK")
@@ -780,11 +846,6 @@ class Account(Holder):
         found = {s for s, p in self.holders if p in set(products)} | ({strategy} if strategy else set())
         return sorted(found)
 
-    def _start_days(self, products: Iterable[str], strategy: str | None = None) -> None:
-        """The days of everything about to be marked, before it is."""
-        for prefix in ("a", *(f"p|{p}" for p in products), *(f"s|{s}" for s in self._holders(products, strategy))):
-            self.today(prefix)
-
     def _days_of(self, held: Held) -> list[Day]:
         return [self.desk.day, *(self.today(prefix) for prefix in held.prefixes())]
 
@@ -792,14 +853,6 @@ class Account(Holder):
 def content(order: Order) -> tuple[object, ...]:
     """What makes two orders with different ids the same."""
     return (order.strategy, order.product_id, order.side, order.type, order.quantity, order.limit_price)
-
-
-def losses(record: Record, loss: int, peak: int, now: int) -> list[str]:
-    """The limits of loss that have been reached: of the day's loss, and of the fall from a peak."""
-    found = ["DAILY_LOSS"] if loss >= record.number("max_daily_loss").hard else []
-    if "max_drawdown_ppm" in record.words and peak > 0:
-        found += ["DRAWDOWN"] if (peak - now) * PPM >= record.number("max_drawdown_ppm").hard * peak else []
-    return found
 
 
 def value_half_even(product: str, lots: int, ticks: int) -> int:

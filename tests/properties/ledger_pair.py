@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final, Protocol, TypeVar
 
 import pytest
 
-from cluster.ledger import Ledger, LedgerUnavailable, Reference, Snapshot, StaleEpoch, Verdict
+from cluster import audit
+from cluster.ledger import Ledger, LedgerUnavailable, Reference, Snapshot, StaleEpoch, Verdict, account_base
 from strategies.model import Order, OrderStatus, Side, TimeInForce, TradingState
 from tests.books import PRODUCTS, STRATEGIES, Books, limit_records, order
 from tests.properties.ledger_limits import Record, day_number
@@ -124,9 +125,11 @@ class Span:
 class LedgerPair:
     """A desk of two accounts, on the model and on a real server. ``story`` is what was done so far."""
 
-    def __init__(self, ledger: Ledger, runner: asyncio.Runner, outcomes: Counter[str]) -> None:
-        """Empty the server and open both accounts; ``outcomes`` counts what was met."""
-        self._runner, self._outcomes = runner, outcomes
+    def __init__(
+        self, ledger: Ledger, runner: asyncio.Runner, outcomes: Counter[str], restart: Callable[[], None]
+    ) -> None:
+        """Empty the server and open both accounts; ``outcomes`` counts what was met, ``restart`` kills the server."""
+        self._runner, self._outcomes, self._restart = runner, outcomes, restart
         self.story: list[str] = []
         self.run(_emptied(ledger))
         # A ledger remembers the epoch it has seen; this one starts with an empty server.
@@ -138,6 +141,7 @@ class LedgerPair:
         self.number = 0
         self._seen: dict[str | None, tuple[str, int, str]] = dict.fromkeys(BOOKS, ("", 0, GENESIS))
         self._fresh: dict[str | None, list[tuple[str, str]]] = {name: [] for name in BOOKS}
+        self._alerts: dict[str | None, str] = dict.fromkeys(BOOKS, "")
         self._ended: Counter[tuple[str | None, str]] = Counter()
         self._standing: set[tuple[str | None, str, str]] = set()
         self._digests: dict[tuple[str | None, str], str] = {}
@@ -212,8 +216,7 @@ class LedgerPair:
             )
             account.begin(span.first_us)
             account.open_account(CASH, LOTS_HELD)
-            self._timed(self.ledger.admit(name, self.books[name].epoch))
-            account.audit.append(("ADMITTED", str(self.books[name].epoch)))
+            self._admit(name)
         self.compare()
 
     def _claim(self, name: str) -> None:
@@ -272,7 +275,8 @@ class LedgerPair:
         self.same(answer, (str(decision.notional), str(decision.cash)))
         held = Held(asked, by, lots, ticks, decision.notional, decision.cash, "RESERVED", left=lots)
         reduced = Asked(account, asked, lots, ticks, by).reduces("account")
-        account.take(held, decision.tats, decision.repeats)
+        warnings = [(warning.code, warning.scope) for warning in decision.warnings]
+        account.take(held, decision.tats, decision.repeats, warnings)
         self.run(self._nothing_exceeded(account, asked, by, reduced))
         return decision
 
@@ -366,7 +370,7 @@ class LedgerPair:
 
     def finish_outbox(self, name: str) -> None:
         """Execution has read all there is, and is done with it."""
-        entries = self.run(self.ledger._direct("XRANGE", f"tt:{{desk}}:{name}:outbox", "-", "+"))
+        entries = self.run(self.ledger._direct("XRANGE", f"{account_base(name)}:outbox", "-", "+"))
         sent = [(stream_id, f["kind"], f["id"]) for stream_id, f in entries]
         statuses = {order_id: held.status for order_id, held in self.accounts[name].orders.items()}
         done = [(entry, kind, order_id) for entry, kind, order_id in sent if statuses[order_id] != "RESERVED"]
@@ -386,6 +390,22 @@ class LedgerPair:
         with pytest.raises(StaleEpoch):
             self.run(self.ledger.venue_errors(name, old, 9))
         self.story.append(f"{name}: epoch {old + 1}")
+
+    def crash(self) -> None:
+        """The server dies and comes back: nothing is lost, and no order is taken until somebody has reconciled."""
+        self._restart()
+        self.story.append("the server is killed and started again")
+        for name in ACCOUNTS:
+            with pytest.raises(LedgerUnavailable, match="RECONCILING"):
+                self.run(self.books[name].reserve(order("too-early", account=name)))
+        self.compare()
+        for name in ACCOUNTS:
+            self._admit(name)
+        self.met("crash")
+
+    def _admit(self, name: str) -> None:
+        self._timed(self.ledger.admit(name, self.books[name].epoch))
+        self.accounts[name].audit.append(("ADMITTED", str(self.books[name].epoch)))
 
     def venue_errors(self, name: str, count: int) -> None:
         """The venue has failed so often."""
@@ -444,7 +464,7 @@ class LedgerPair:
     def propose_resume(self, name: str | None, scope: str, person: str, ttl_s: float = 600) -> str:
         """Ask for another person's yes."""
         proposal, _ = self._timed(self.ledger.propose_resume(name, scope, "test", person, "why", ttl_s))
-        self.holder(name).propose(proposal.id, "RESUME", (scope,), person)
+        self.holder(name).propose(proposal.id, "RESUME", self.holder(name).halt_of(scope), person)
         self._digests[name, proposal.id] = proposal.digest
         self.story.append(f"propose {proposal.id}: resume {name} {scope} by {person}")
         return proposal.id
@@ -565,18 +585,22 @@ class LedgerPair:
 
     async def _compare(self) -> None:
         # One exchange for all of it, in this order: what does not add up would be halted by being found.
-        proven, snapshots, waiting = await asyncio.gather(
+        proven, snapshots, waiting, alerts = await asyncio.gather(
             asyncio.gather(*(self.ledger.prove(name) for name in BOOKS)),
             asyncio.gather(*(self.ledger.snapshot(name) for name in ACCOUNTS)),
             asyncio.gather(*(self._waiting_orders(name) for name in ACCOUNTS)),
+            asyncio.gather(*(self._new_alerts(name) for name in BOOKS)),
         )
+        for name, found in zip(BOOKS, alerts, strict=True):
+            self.same(sorted(found), sorted(self.holder(name).alerts))
+            self.holder(name).alerts.clear()
         assert proven == [0, 0, 0], f"the books do not add up: {proven}\n{self.told()}"
-        for name, snapshot, found in zip(ACCOUNTS, snapshots, waiting, strict=True):
+        for name, snapshot, orders in zip(ACCOUNTS, snapshots, waiting, strict=True):
             account = self.accounts[name]
             self._compare_books(name, account.book(), account, snapshot.book, snapshot.now_ms)
             self._adds_up(account, snapshot)
             self._compare_settings(account, snapshot.state, snapshot.limits)
-            self._compare_orders(account, *found)
+            self._compare_orders(account, *orders)
         self._compare_books(None, self.desk.book(), self.desk, snapshots[0].desk_book, snapshots[0].now_ms)
         self._compare_settings(self.desk, snapshots[0].desk_state, snapshots[0].desk_limits)
 
@@ -615,9 +639,22 @@ class LedgerPair:
         self.same(causes, {scope: cause for scope, cause in holder.causes.items() if cause})
         self.same(limits, holder.limits | {"version": str(holder.version)})
 
+    async def _new_alerts(self, name: str | None) -> list[tuple[str, str, str]]:
+        key = f"{account_base(name)}:alerts"
+        entries = await self.ledger._direct("XRANGE", key, f"({self._alerts[name]}" if self._alerts[name] else "-", "+")
+        if entries:
+            self._alerts[name] = entries[-1][0]
+        return [(fields["level"], fields["code"], fields["scope"]) for _, fields in entries]
+
+    def prove_by_replay(self) -> None:
+        """The audit, replayed from its first entry, leads to the books there are; its chain is whole."""
+        for name in BOOKS:
+            self.same(self.run(audit.verify(self.ledger, name)), [])
+            self.same(self.run(audit.verify_chain(self.ledger, name, None)).findings, [])
+
     async def _waiting_orders(self, name: str) -> tuple[list[tuple[str, str]], list[dict[str, str]], list[int]]:
         """The outbox, the open orders, and how many rest in each of ``_RESTING``."""
-        keys = [f"tt:{{desk}}:{name}:resting:{product}:{side}" for product, side in _RESTING]
+        keys = [f"{account_base(name)}:resting:{product}:{side}" for product, side in _RESTING]
         outbox, opened, resting = await asyncio.gather(
             self.books[name].outbox(),
             self.ledger.open_orders(name),

@@ -268,7 +268,8 @@ def _order_rules(asked: Asked) -> Iterator[Rule]:
         yield Rule("SHORT_NOT_ALLOWED", asked.of_strategy, *asked.room(asked.of_strategy))
     if account.record("account").words["self_trade"] == "deny" and _meets_own(asked):
         yield Rule("SELF_TRADE", "account")
-    if asked.us // 1000 < account.duplicates.get(content(order), 0):
+    counts = account.duplicate_window_ms(order.strategy) > 0
+    if counts and asked.us // 1000 < account.duplicates.get(content(order), 0):
         yield Rule("DUPLICATE_ORDER", asked.of_strategy)
 
 

@@ -277,7 +277,9 @@ def propose_resume(pair: LedgerPair, chance: Chance) -> None:
     """One person would like to resume; the other one is asked later, or too late."""
     name = chance.pick(list(BOOKS))
     scope, person = "global" if name is None else chance.pick(SCOPES), chance.pick([ANN, BOB])
-    if chance.pick([False, False, False, True]) and not pair.holder(name).waits("RESUME", (scope,), person):
+    if chance.pick([False, False, False, True]) and not pair.holder(name).waits(
+        "RESUME", pair.holder(name).halt_of(scope), person
+    ):
         proposal_id = pair.propose_resume(name, scope, person, ttl_s=0.001)
         pair.let_expire(name, proposal_id)
         assert pair.approve(name, proposal_id, BOB if person == ANN else ANN) == "EXPIRED"
@@ -339,6 +341,11 @@ def let_time_pass(pair: LedgerPair, chance: Chance) -> None:
     pair.let_time_pass(chance.pick([86_400, 302_400]), chance.pick([BOOKS, BOOKS, (None,), ("main",)]))
 
 
+def crash(pair: LedgerPair, _: Chance) -> None:
+    """The server dies and comes back."""
+    pair.crash()
+
+
 STEPS: Final[dict[Step, int]] = {
     reserve: 5,
     reserve_several: 3,
@@ -372,6 +379,7 @@ STEPS: Final[dict[Step, int]] = {
     unlimit: 1,
     limit_key: 1,
     let_time_pass: 1,
+    crash: 1,
 }
 """Every step, and how often it comes in a walk."""
 

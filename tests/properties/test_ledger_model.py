@@ -89,19 +89,29 @@ class LedgerMachine(RuleBasedStateMachine):
 
     ledger: Ledger
     runner: asyncio.Runner
+    server: Server
     steps: ClassVar[int] = 0
     outcomes: ClassVar[Counter[str]] = Counter()
 
     @initialize()
     def open(self) -> None:
         """A desk of its own for each sequence."""
-        self.pair = LedgerPair(self.ledger, self.runner, self.outcomes)
+        self.pair = LedgerPair(self.ledger, self.runner, self.outcomes, self._restart)
 
     @invariant()
     def the_ledger_is_what_the_model_is(self) -> None:
         """Every figure of every book, states, limits, orders, resting orders, the outbox, the audit and its chain."""
         type(self).steps += 1
         self.pair.compare()
+
+    def teardown(self) -> None:
+        """In the end the audit alone leads to the same books."""
+        if hasattr(self, "pair"):
+            self.pair.prove_by_replay()
+
+    def _restart(self) -> None:
+        self.server.kill()
+        self.server.start()
 
     @classmethod
     def walk(cls, steps: int, seed: int) -> None:
@@ -110,10 +120,12 @@ class LedgerMachine(RuleBasedStateMachine):
         machine = cls()
         for number in range(steps):
             if number % WALKED_ON == 0:
+                machine.teardown()
                 machine.open()
             (step,) = chance.chance.choices([*STEPS], [*STEPS.values()])
             step(machine.pair, chance)
             machine.the_ledger_is_what_the_model_is()
+        machine.teardown()
 
 
 def _as_rule(step: Step) -> Any:
@@ -134,9 +146,10 @@ def run_on(tmp_path: Path) -> Iterator[Any]:
     with asyncio.Runner() as runner:
 
         def run(kind: Kind, what: Callable[[type[LedgerMachine]], None]) -> type[LedgerMachine]:
-            with Server(binary(kind), tmp_path).running() as redis_settings:
+            server = Server(binary(kind), tmp_path)
+            with server.running() as redis_settings:
                 ledger = Ledger.connect(Settings(state_dir=tmp_path, redis=redis_settings), redis_secrets())
-                machine = _machine_on(ledger, runner)
+                machine = _machine_on(ledger, runner, server)
                 try:
                     what(machine)
                 finally:
@@ -148,13 +161,13 @@ def run_on(tmp_path: Path) -> Iterator[Any]:
         yield run
 
 
-def _machine_on(ledger: Ledger, runner: asyncio.Runner) -> type[LedgerMachine]:
+def _machine_on(ledger: Ledger, runner: asyncio.Runner, server: Server) -> type[LedgerMachine]:
     """A class of its own, because the counts are the class's."""
 
     class Machine(LedgerMachine):
         pass
 
-    Machine.ledger, Machine.runner = ledger, runner
+    Machine.ledger, Machine.runner, Machine.server = ledger, runner, server
     Machine.outcomes, Machine.steps = Counter(), 0
     return Machine
 
