@@ -26,6 +26,8 @@ local function cancel_covered(base, us, scope, by)
   return asked
 end
 
+local pending_resumes, write_proposal
+
 -- ARGV: scope, state, by, reason. Sets the state only where that does not allow more: of two halts the stricter one
 -- stays. Anybody may do this alone; loosening is approve()'s. CANCEL_ALL also asks for the cancellation of every open
 -- order the scope covers. Returns {audit number, cancels asked for, the state that holds now}.
@@ -47,7 +49,16 @@ local function tighten(keys, args)
   end
   local seq = audit(ctx, 'STATE', scope, args[3], { state = holds, asked = state, before = before or '', cause = '',
     reason = args[4] })
+  -- Who halts says no to whatever was to resume the scope: a later approval of it must not undo this.
+  local refused = state ~= 'ACTIVE' and pending_resumes(ctx, scope) or {}
+  for _, proposal in ipairs(refused) do
+    audit(ctx, 'REFUSED', proposal.id, args[3], { person = '', reason = 'halted since' })
+    proposal.status = 'REFUSED'
+  end
   finish(ctx)
+  for _, proposal in ipairs(refused) do
+    write_proposal(base, proposal)
+  end
   local asked = 0
   if state == 'CANCEL_ALL' then
     for _, account in ipairs(base == DESK and redis.call('SMEMBERS', DESK .. ':accounts') or {}) do
@@ -66,9 +77,8 @@ end
 local LARGER_IS_STRICTER = { order_interval_us = true, message_interval_us = true, taker_fee_ppm = true,
   market_buffer_ppm = true, cancel_reserve = true, duplicate_window_ms = true, repeat_window_ms = true,
   reject_window_ms = true, venue_error_window_ms = true, volatility_halt_ms = true, volatility_window_ms = true }
-local STRICT_WORD = { short = 'denied', self_trade = 'deny', restricted = 'yes' }
--- Every other limit is a number or unlimited.
-local WORDS = { short = true, self_trade = true, restricted = true, hours = true, versions = true, group = true }
+-- The limits that are words, with the strictest one where there is one; every other is a number or unlimited.
+local WORDS = { short = 'denied', self_trade = 'deny', restricted = 'yes', hours = '', versions = '', group = '' }
 local LEAST = { order_interval_us = 1, message_interval_us = 1, order_burst = 1, message_burst = 1 }
 
 local function limit_word(n)
@@ -153,7 +163,7 @@ local function stricter(before, after)
       tokens[#tokens + 1] = limit_token(name, hard, soft)
       looser = looser or hard ~= b or soft ~= new.soft[name]
     elseif old.word[name] and new.word[name] then
-      local word = new.word[name] == STRICT_WORD[name] and new.word[name] or old.word[name]
+      local word = new.word[name] == WORDS[name] and new.word[name] or old.word[name]
       tokens[#tokens + 1] = name .. '=' .. word
       looser = looser or word ~= new.word[name]
     elseif b or new.word[name] then
@@ -243,7 +253,7 @@ local function proposal_of(base, id)
   return packed and cjson.decode(packed) or nil
 end
 
-local function write_proposal(base, proposal)
+write_proposal = function(base, proposal)
   redis.call('HSET', base .. ':approvals', proposal.id, cjson.encode(proposal))
 end
 
@@ -252,6 +262,20 @@ local function status_of(proposal, now_ms)
     return 'EXPIRED'
   end
   return proposal.status
+end
+
+-- What waits to resume a scope, oldest first. Damaged proposals must not keep anybody from halting.
+pending_resumes = function(ctx, scope)
+  local flat, found = redis.pcall('HGETALL', ctx.base .. ':approvals'), {}
+  for i = 2, #flat, 2 do
+    local read, proposal = pcall(cjson.decode, flat[i])
+    if read and proposal.kind == 'RESUME' and cjson.decode(proposal.payload).scope == scope
+      and status_of(proposal, math.floor(ctx.us / 1000)) == 'PENDING' then
+      found[#found + 1] = proposal
+    end
+  end
+  table.sort(found, function(a, b) return tonumber(a.id) < tonumber(b.id) end)
+  return found
 end
 
 -- Proposes; a pending one of the same content is not made twice. Writes the context. Returns the proposal.
@@ -348,8 +372,11 @@ local function propose_resume(keys, args)
     return redis.error_reply('ERR not a scope: ' .. scope)
   end
   local ctx = begin(base, now_us())
-  local proposal = write_proposed(ctx, 'RESUME', cjson.encode({ scope = scope }), args[2], args[3], args[4], integer(args[5]))
-  return cjson.encode(proposal)
+  -- What is approved is the end of this halt, so it names the state and what tripped; written by hand, because equal
+  -- proposals must be equal texts.
+  local state = redis.call('HMGET', base .. ':state', scope, 'cause|' .. scope)
+  local payload = string.format('{"scope":"%s","state":"%s","cause":"%s"}', scope, state[1] or '', state[2] or '')
+  return cjson.encode(write_proposed(ctx, 'RESUME', payload, args[2], args[3], args[4], integer(args[5])))
 end
 
 -- ARGV: id, digest, by, person. The second person's yes. Returns {outcome, detail}.
@@ -375,6 +402,10 @@ local function approve(keys, args)
   local by = proposal.by .. ' and ' .. args[3]
   local approved = { kind = proposal.kind, first = proposal.person, second = args[4] }
   if proposal.kind == 'RESUME' then
+    local state = redis.call('HMGET', base .. ':state', payload.scope, 'cause|' .. payload.scope)
+    if (state[1] or '') ~= payload.state or (state[2] or '') ~= payload.cause then
+      return { 'CHANGED', payload.scope .. ' is ' .. (state[1] or '') .. ' since, ' .. (state[2] or '') }
+    end
     local breached = resume(ctx, payload.scope, by, proposal.reason)
     if breached then
       return { 'STILL_BREACHED', breached }

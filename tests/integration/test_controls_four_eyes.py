@@ -10,10 +10,10 @@ from typing import Final
 
 import pytest
 
-from cluster.ledger import Approval, LedgerError
+from cluster.ledger import Approval, Ledger, LedgerError
 from conf.settings import RedisSettings, Settings
-from strategies.model import Side
-from tests.books import ACCOUNT, APPROVER, ASKER, Books, Changed, limit_records
+from strategies.model import Side, TradingState
+from tests.books import ACCOUNT, APPROVER, ASKER, BASE, Books, Changed, limit_records
 from tests.controls import SECOND, approved, connected, rivals
 from tests.servers import KINDS, Server, binary
 
@@ -177,6 +177,61 @@ async def test_asking_twice_makes_one_proposal(books: Books) -> None:
     other = await books.ledger.propose_resume(ACCOUNT, "account", "key", APPROVER, "over")
     assert other.id != again.id
     assert await approved(books.ledger, ACCOUNT, other.id, APPROVER) == "SAME_PERSON"
+
+
+HALTS: list[tuple[str, TradingState, TradingState]] = [
+    # what, state that was to be resumed, state somebody else asks for before the approval
+    ("a stricter one", TradingState.REDUCING, TradingState.HALTED),
+    ("the same one", TradingState.HALTED, TradingState.HALTED),
+    ("a milder one", TradingState.HALTED, TradingState.REDUCING),
+]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("what", "state", "again"), HALTS, ids=[row[0] for row in HALTS])
+async def test_an_approval_does_not_undo_a_halt_that_came_after_the_question(
+    books: Books, scope: str, what: str, state: TradingState, again: TradingState
+) -> None:
+    account = None if scope == "global" else ACCOUNT
+    await books.open()
+    await books.halt(scope, state)
+    proposal = await books.ledger.propose_resume(account, scope, "key", ASKER, "over")
+    await books.halt(scope, again)
+    assert await approved(books.ledger, account, proposal.id, APPROVER) == "DONE"
+    assert (await books.states())[scope] == max(state, again, key=lambda one: one.level)
+    assert (await books.ledger.proposals(account))[0].status == "REFUSED"
+    entries = [fields for _, fields in await books.ledger.audit_entries(account)]
+    assert [(fields["kind"], fields["id"]) for fields in entries[-2:]] == [("STATE", scope), ("REFUSED", proposal.id)]
+    await books.resume(scope)
+
+
+async def test_an_approval_does_not_undo_what_tripped_after_the_question(books: Books) -> None:
+    await books.open()
+    await books.accept("o-1")
+    await books.send("o-1")
+    await books.halt("strategy|manual", TradingState.REDUCING)
+    proposal = await books.ledger.propose_resume(ACCOUNT, "strategy|manual", "key", ASKER, "over")
+    await books.fill("o-1", 11, 10_000)
+    assert await books.causes() == {"strategy|manual": "OVERFILL"}
+    assert await approved(books.ledger, ACCOUNT, proposal.id, APPROVER) == "CHANGED"
+    assert await books.causes() == {"strategy|manual": "OVERFILL"}
+    await books.resume("strategy|manual")
+
+
+async def test_a_halt_of_another_scope_leaves_a_question_as_it_is(books: Books) -> None:
+    name = await proposed(books, "RESUME")
+    await books.halt("strategy|manual")
+    await books.halt("global")
+    await books.ledger.tighten(ACCOUNT, "account", TradingState.ACTIVE, "test", "no halt at all")
+    assert await approved(books.ledger, ACCOUNT, name, APPROVER) == "APPLIED"
+
+
+async def test_damaged_proposals_keep_nobody_from_halting(books: Books, ledger: Ledger) -> None:
+    await books.open()
+    for command in (("HSET", f"{BASE}:approvals", "7", "no proposal"), ("SET", f"{BASE}:approvals", "no hash")):
+        await ledger._direct(*command)
+        await books.halt("account")
+        assert (await books.states())["account"] == "HALTED"
 
 
 async def test_a_proposal_outlives_the_server_it_was_made_on(server: Server) -> None:
