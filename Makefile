@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Compiled kernels, shared by every process of this checkout.
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-cache
 
-.PHONY: help setup demo up down test lint format bench lock nightly clean
+.PHONY: help setup demo up down test lint format bench lock nightly faults clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ down: setup  ## stop it
 
 test: setup  ## every test
 	$(RUN)/python -m pytest $(ARGS)
+
+faults: setup  ## every fault test with five seeds; writes TEST_REPORT.md (20 minutes)
+	$(RUN)/python -m tests.faults $(ARGS)
 
 nightly: setup  ## the long tier as well
 	$(RUN)/python -m pytest --nightly $(ARGS)

@@ -37,22 +37,20 @@ class Row:
 
 def page(machine: Mapping[str, str], rows: Sequence[Row]) -> str:
     """TEST_REPORT.md."""
-    parts = [_HEAD, _machine(machine), "## Books\n", _BOOKS, _table(_books_header(), map(_books_cells, rows))]
     with_service = [row for row in rows if any("seconds_without_service" in f for f in row.figures)]
-    parts += ["\n## Service\n", _SERVICE_TEXT]
+    targets = ([row.number, row.name, row.target] for row in rows)
+    parts = [_HEAD, _table(["machine", ""], machine.items())]
+    parts += ["## Books", _BOOKS, _table(["#", "fault", "runs", *_COUNTS, "outcome"], map(_books_cells, rows))]
+    parts += ["## Service", _SERVICE_TEXT]
     parts += [_table(["#", "fault", *_SERVICE.values(), "void"], map(_service_cells, with_service))]
-    parts += ["\n## What else each test measured\n", _MORE]
-    parts += [_table(["#", "fault", "figure", "median", "worst"], _more_cells(rows))]
-    parts += [
-        "\n## Targets\n",
-        _TARGETS,
-        _table(["#", "fault", "target"], ([r.number, r.name, r.target] for r in rows)),
-    ]
-    missing = [number for number in NUMBERS if number not in {row.number for row in rows}]
+    parts += ["## What else each test measured", _MORE]
+    parts += [_table(["#", "fault", "figure", "least", "median", "most"], _more_cells(rows))]
+    parts += ["## Targets", _TARGETS, _table(["#", "fault", "target"], targets)]
+    missing = [f"- {number}" for number in NUMBERS if number not in {row.number for row in rows}]
     skipped = [f"- {row.number}, {row.name}: {reason}" for row in rows for reason in dict.fromkeys(row.skipped)]
     if missing or skipped:
-        parts += ["\n## Not run\n", *(f"- {number}\n" for number in missing), *(line + "\n" for line in skipped)]
-    return "\n".join(part.rstrip("\n") for part in parts) + "\n"
+        parts += ["## Not run", "\n".join(missing + skipped)]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 def order_of(row: Row) -> tuple[int, str]:
@@ -79,18 +77,10 @@ _MORE: Final = "Of all runs of a test; a figure whose name ends in `_s` is in se
 _TARGETS: Final = "What was wanted of each, to be compared with the tables above.\n"
 
 
-def _machine(machine: Mapping[str, str]) -> str:
-    return "\n" + _table(["machine", ""], machine.items()) + "\n"
-
-
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
-
-
-def _books_header() -> list[str]:
-    return ["#", "fault", "runs", *_COUNTS, "outcome"]
 
 
 def _books_cells(row: Row) -> list[str]:
@@ -114,9 +104,10 @@ def _more_cells(rows: Sequence[Row]) -> Iterable[list[str]]:
                 continue
             values = [figures[name] for figures in row.figures if name in figures]
             if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-                yield [row.number, row.name, name, _number(statistics.median(values)), _number(max(values))]
+                numbers = (min(values), statistics.median(values), max(values))
+                yield [row.number, row.name, name, *map(_number, numbers)]
             else:
-                yield [row.number, row.name, name, ", ".join(dict.fromkeys(str(value) for value in values)), ""]
+                yield [row.number, row.name, name, "", ", ".join(dict.fromkeys(str(value) for value in values)), ""]
 
 
 def _median_and_worst(values: Sequence[float]) -> str:
