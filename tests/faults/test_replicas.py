@@ -70,6 +70,8 @@ def test_a_killed_replica_loses_nothing(desk: Desk, tmp_path: Path, report: Repo
         report(**load.figures())
         books = load.books()
         report(**books.figures(), reserved_and_never_answered=books.unacknowledged)
+    used, allowed = desk.ledger(lambda ledger: ledger.memory())
+    report(ledger_memory_used_percent=round(100 * used / allowed, 2))
     books.assert_whole()
 
 
