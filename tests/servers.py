@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -201,6 +202,11 @@ class Group:
         names = [int(sentinel.ask("GET-MASTER-ADDR-BY-NAME", "ledger")[1]) for sentinel in self.sentinels]
         return next((node for node in self.nodes if 2 * names.count(node.proxy.port) > len(names)), None)
 
+    @property
+    def failovers(self) -> int:
+        """How many there have been, by the Sentinel that knows of most."""
+        return max(int(sentinel.ask("MASTER", "ledger")["config-epoch"]) for sentinel in self.sentinels)
+
     def await_failover_from(self, old: Node, timeout_s: float = 30.0) -> Node:
         """Wait until most Sentinels name another node, and it is a primary."""
         await_that(lambda: (new := self.named()) not in (None, old) and new.role == "master", "a failover", timeout_s)
@@ -209,16 +215,18 @@ class Group:
         return found
 
     def await_in_step(self, primary: Node, replicas: int | None = None, timeout_s: float = 30.0) -> None:
-        """Wait until that many nodes (all others) replicate from ``primary`` and have all of its data."""
+        """Wait until that many nodes (all others) replicate from ``primary`` and have what it has now."""
         wanted = len(self.nodes) - 1 if replicas is None else replicas
+        reached = int(primary.info("replication")["master_repl_offset"])
 
         def in_step() -> bool:
-            info = primary.info("replication")
-            lines = [line for name, line in info.items() if name.startswith("slave") and isinstance(line, dict)]
-            offsets = [line["offset"] for line in lines if line["state"] == "online"]
-            return len(offsets) >= wanted and all(offset >= info["master_repl_offset"] for offset in offsets)
+            lines = [value for name, value in primary.info("replication").items() if re.fullmatch("slave[0-9]+", name)]
+            return len([line for line in lines if line["state"] == "online" and line["offset"] >= reached]) >= wanted
 
-        await_that(in_step, f"{wanted} replicas in step", timeout_s)
+        try:
+            await_that(in_step, f"{wanted} replicas in step", timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {primary.info('replication')}") from None
 
     @staticmethod
     def _known(sentinel: Sentinel) -> tuple[str, str]:
