@@ -48,6 +48,10 @@ HEARTBEATS_KEY: Final = "tt:heartbeats"
 OUTBOX_GROUP: Final = "execution"
 
 
+class OrderKnown(LedgerError):
+    """There is an order of this id already, accepted or denied, so nothing can be decided for it in advance."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The ledger's answer: ``kind`` ACCEPTED, DENIED, REPEATED (with the FIRST answer), CONFLICT or CHECKED."""
@@ -102,7 +106,11 @@ class LimitsChange:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What waits for a second person: ``kind`` RESUME or LIMITS, ``status`` PENDING, APPLIED, REFUSED or EXPIRED."""
+    """What waits for a second person: ``kind`` RESUME, LIMITS or OVERRIDE.
+
+    ``status`` is PENDING, APPLIED, REFUSED or EXPIRED. An OVERRIDE that is APPLIED lets its order through until it
+    expires; with that order it is USED.
+    """
 
     id: str
     kind: str
@@ -448,12 +456,28 @@ class Ledger:
         reply = await self._call("tt_propose_resume", account, scope, reason, by, person, ttl_ms)
         return _proposal(account, json.loads(reply), 0)
 
+    async def propose_override(
+        self, order: Order, product: Product, by: str, person: str, reason: str, ttl_s: float = 600
+    ) -> Proposal:
+        """Ask for another person's approval that exactly this order, once, may go over limits that can be overridden.
+
+        Neither a halt nor what is missing, stale, not affordable or not allowed can be. Once approved the order passes
+        when it is submitted under its id before the proposal expires. ``payload["denials"]`` are the rules it would
+        break now. Raises ``OrderKnown``.
+        """
+        ttl_ms = str(round(ttl_s * 1000))
+        packed = _packed(order, product, by, (), 0)
+        outcome, text = await self._call("tt_propose_override", order.account, packed, reason, by, person, ttl_ms)
+        if outcome == "KNOWN":
+            raise OrderKnown(f"client_order_id {order.client_order_id} is an order's already; propose another id")
+        return _proposal(order.account, json.loads(text), 0)
+
     async def approve(self, account: str | None, proposal_id: str, digest: str, by: str, person: str) -> Approval:
         """The second person's yes to the proposal with this digest; its effect comes in the same step."""
         return Approval(*await self._call("tt_approve", account, proposal_id, digest, by, person))
 
     async def refuse(self, account: str | None, proposal_id: str, by: str, person: str, reason: str) -> Approval:
-        """End a proposal without its effect."""
+        """End a proposal without its effect, or an approved override that was not used yet."""
         return Approval(*await self._call("tt_refuse", account, proposal_id, by, person, reason))
 
     async def proposals(self, account: str | None) -> list[Proposal]:
@@ -629,7 +653,7 @@ def _whole_lots(product: Product, size: Decimal | None) -> int:
 
 def _proposal(account: str | None, fields: Mapping[str, str], now_ms: int) -> Proposal:
     expires_ms = int(fields["expires_ms"])
-    expired = fields["status"] == "PENDING" and now_ms > expires_ms
+    ends = fields["status"] == "PENDING" or (fields["kind"], fields["status"]) == ("OVERRIDE", "APPLIED")
     return Proposal(
         id=fields["id"],
         kind=fields["kind"],
@@ -641,7 +665,7 @@ def _proposal(account: str | None, fields: Mapping[str, str], now_ms: int) -> Pr
         digest=fields["digest"],
         created_ms=int(fields["created_ms"]),
         expires_ms=expires_ms,
-        status="EXPIRED" if expired else fields["status"],
+        status="EXPIRED" if ends and now_ms > expires_ms else fields["status"],
         approver=fields.get("approver", ""),
     )
 

@@ -15,7 +15,8 @@
 --   :resting:P:SIDE  zset  id -> limit in ticks;  :dup:…  string, for as long as the same order counts as a duplicate
 --   :outbox     stream  orders and cancels on their way to the venue;  :alerts  stream, the newest 10,000
 --   :audit      stream  every verdict and change, each entry with the hash of the one before
---   :approvals  hash    id -> JSON, what waits for a second person
+--   :approvals  hash    id -> JSON, what waits for a second person;  :override:FINGERPRINT  string, the id of an approved
+--                       override of that very order, until it ends
 --
 -- A script that fails midway keeps what it has written. So a verb first reads, decides and adds up (a book's figures are
 -- changed in memory); sound() finds keys of the wrong type; only finish() and what follows it write.

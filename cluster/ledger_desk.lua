@@ -258,7 +258,8 @@ write_proposal = function(base, proposal)
 end
 
 local function status_of(proposal, now_ms)
-  if proposal.status == 'PENDING' and now_ms > tonumber(proposal.expires_ms) then
+  local ends = proposal.status == 'PENDING' or (proposal.kind == 'OVERRIDE' and proposal.status == 'APPLIED')
+  if ends and now_ms > tonumber(proposal.expires_ms) then
     return 'EXPIRED'
   end
   return proposal.status
@@ -379,6 +380,21 @@ local function propose_resume(keys, args)
   return cjson.encode(write_proposed(ctx, 'RESUME', payload, args[2], args[3], args[4], integer(args[5])))
 end
 
+-- ARGV: an order packed as for reserve, reason, by, person, ttl_ms. Asks for another person's approval that this one
+-- order may go over its limits until then. Returns {PROPOSED, proposal as JSON} | {KNOWN, ''}: its id is an order's.
+local function propose_override(keys, args)
+  local base = keys[1]
+  if base == DESK or args[4] == '' then
+    return redis.error_reply('ERR an override is proposed for an order of an account, by a person')
+  end
+  local payload, us = override_payload(base, args[1])
+  if not payload then
+    return { 'KNOWN', '' }
+  end
+  local ctx = begin(base, us)
+  return { 'PROPOSED', cjson.encode(write_proposed(ctx, 'OVERRIDE', payload, args[2], args[3], args[4], integer(args[5]))) }
+end
+
 -- ARGV: id, digest, by, person. The second person's yes. Returns {outcome, detail}.
 local function approve(keys, args)
   local base, id = keys[1], args[1]
@@ -412,6 +428,13 @@ local function approve(keys, args)
     end
     audit(ctx, 'APPROVED', id, args[3], approved)
     finish(ctx)
+  elseif proposal.kind == 'OVERRIDE' then
+    if redis.call('EXISTS', base .. ':order:' .. payload.id) == 1 then
+      return { 'CHANGED', 'an order ' .. payload.id .. ' has come since' }
+    end
+    audit(ctx, 'APPROVED', id, args[3], approved)
+    finish(ctx)
+    redis.call('SET', base .. ':override:' .. payload.fingerprint, id, 'PXAT', proposal.expires_ms)
   else
     local before = hash(base .. ':limits')
     if before.version ~= payload.version then
@@ -425,14 +448,15 @@ local function approve(keys, args)
   return { 'APPLIED', '' }
 end
 
--- ARGV: id, by, person, reason. Ends a proposal; anybody may, its author too. Returns {outcome, detail}.
+-- ARGV: id, by, person, reason. Ends a proposal, or an override that was not used yet; anybody may, its author too.
+-- Returns {outcome, detail}.
 local function refuse(keys, args)
   local base, ctx, proposal = keys[1], begin(keys[1], now_us()), proposal_of(keys[1], args[1])
   if not proposal then
     return { 'NOT_FOUND', '' }
   end
   local status = status_of(proposal, math.floor(ctx.us / 1000))
-  if status ~= 'PENDING' then
+  if status ~= 'PENDING' and not (proposal.kind == 'OVERRIDE' and status == 'APPLIED') then
     return { 'DONE', status }
   end
   audit(ctx, 'REFUSED', args[1], args[2], { person = args[3], reason = args[4] })
@@ -796,6 +820,7 @@ register('tt_request_cancel', request_cancel, ALLOW_OOM)
 register('tt_tighten', tighten, ALLOW_OOM)
 register('tt_set_limits', set_limits, ALLOW_OOM)
 register('tt_propose_resume', propose_resume, ALLOW_OOM)
+register('tt_propose_override', propose_override, ALLOW_OOM)
 register('tt_approve', approve, ALLOW_OOM)
 register('tt_refuse', refuse, ALLOW_OOM)
 register('tt_set_reference', set_reference, ALLOW_OOM)

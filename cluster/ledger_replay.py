@@ -36,6 +36,7 @@ NOT_IN_THE_LOG: Final[Mapping[str, str]] = {
     ":outbox": "what is on its way to the venue now; its consumers, not the books, decide how far it is",
     ":alerts": "repeats what is in the entries, and only the newest are kept",
     ":dup": "lives for milliseconds after an order",
+    ":override": "where an approved override is found until it ends; all it says is in the proposal",
 }
 """What the server holds and the entries do not, with the reason; nothing of it is a figure of the books."""
 
@@ -186,6 +187,8 @@ class Replay:
         warnings = row.data.partition(',"warnings":')[2][:-1] if "warnings" in data else ""
         order = Held(row.id, request, row.by, warnings, notional, cash, lots, lots, row.us, row.us)
         self.orders[row.id] = order
+        if "override" in data:
+            self.approvals[data["override"]] |= {"status": "USED"}
         self.book.figures["reserved"] += cash
         self._count_open(order, 1, lots, notional, 1)
         for book, prefix, scope in self._scopes(order):

@@ -4,7 +4,7 @@
 -- up. What a rule needs and does not find denies.
 
 -- A Lua function has at most 200 local variables, the library's own body too: of this part only these are seen later.
-local count_open, reserve, check
+local count_open, reserve, check, override_payload
 
 do
 local RECENT_KEPT = 15
@@ -510,6 +510,50 @@ local function skewed(o)
   return false
 end
 
+-- ---------------------------------------------------------------------------------------------------------------------
+-- overrides: one order, over its limits, because two people said so
+
+-- What two people may set aside for one order. Everything else stands: halts and what tripped them, what is missing or
+-- stale, money and holdings that are not there, what may not be traded at all.
+local OVERRIDABLE = { QTY_EXCEEDS_MAX = true, NOTIONAL_EXCEEDS_MAX = true, FAT_FINGER = true, PRICE_COLLAR = true,
+  MAX_POSITION = true, MAX_GROSS = true, MAX_NET = true, CONCENTRATION = true, LEVERAGE = true, MAX_OPEN_ORDERS = true,
+  MAX_OPEN_VALUE = true, OTR = true, DAILY_ORDERS = true, DAILY_TURNOVER = true, DUPLICATE_ORDER = true,
+  MARKET_CLOSED = true, VOLATILITY_HALT = true }
+
+-- The approved proposal for exactly this order, if it may still be used; nil where there is none one can rely on.
+local function override_of(o, base)
+  local id = redis.pcall('GET', base .. ':override:' .. o.fingerprint)
+  local packed = type(id) == 'string' and redis.pcall('HGET', base .. ':approvals', id)
+  local read, proposal = pcall(cjson.decode, packed)
+  if not read or type(proposal) ~= 'table' or proposal.kind ~= 'OVERRIDE' or proposal.status ~= 'APPLIED'
+    or proposal.id ~= id or not tonumber(proposal.expires_ms) or o.now_ms > tonumber(proposal.expires_ms) then
+    return nil
+  end
+  local payload
+  read, payload = pcall(cjson.decode, proposal.payload)
+  if not read or payload.id ~= o.id or payload.fingerprint ~= o.fingerprint then
+    return nil
+  end
+  return proposal
+end
+
+-- Makes warnings of an order's denials where every one of them may be overridden and this order's are.
+local function override(o, base)
+  for _, denial in ipairs(o.denials) do
+    if not OVERRIDABLE[denial.code] then
+      return
+    end
+  end
+  o.override = override_of(o, base)
+  if o.override then
+    for _, denial in ipairs(o.denials) do
+      denial.level = 'OVERRIDDEN'
+      o.warnings[#o.warnings + 1] = denial
+    end
+    o.denials = {}
+  end
+end
+
 -- Every rule with state. Fills o.denials and o.warnings; o.notional and o.cash where the order passes; o.passing where
 -- it does not, for a reason that will pass.
 local function decide(o, base)
@@ -564,6 +608,9 @@ local function decide(o, base)
   check_self_trade(o, ctx)
   check_duplicate(o, ctx)
   check_counts(o, ctx)
+  if #o.denials > 0 and not o.proposing then
+    override(o, base)
+  end
   if #o.denials == 0 then
     o.notional = n
     check_rates(o, ctx)
@@ -654,9 +701,9 @@ local function write_accepted(o, ctx)
   remember_size(book, o.of_product.f, o.lots)
   local warnings = #o.warnings > 0 and cjson.encode(o.warnings) or ''
   audit(ctx, 'RESERVED', o.id, o.by, '{"request":' .. o.packed .. ',"notional":"' .. text(o.notional) .. '","cash":"'
-    .. text(o.cash) .. '"' .. (warnings ~= '' and ',"warnings":' .. warnings or '') .. '}')
+    .. text(o.cash) .. '"' .. (o.override and ',"override":"' .. o.override.id .. '"' or '') .. (warnings ~= '' and ',"warnings":' .. warnings or '') .. '}')
   for _, w in ipairs(o.warnings) do
-    alert(ctx, 'SOFT', w.code, w.scope, w.value, w.limit, w.message, o.id)
+    alert(ctx, w.level or 'SOFT', w.code, w.scope, w.value, w.limit, w.message, o.id)
   end
   local resting = o.ticks and o.tif == 'GTC' and resting_key(ctx.base, o.product, o.side)
   if resting then
@@ -679,6 +726,11 @@ local function write_accepted(o, ctx)
     redis.call('SET', o.duplicate_key, o.id, 'PX', text(o.duplicate_ms))
   end
   redis.call('XADD', ctx.base .. ':outbox', '*', 'kind', 'SUBMIT', 'id', o.id)
+  if o.override then
+    o.override.status = 'USED'
+    redis.call('HSET', ctx.base .. ':approvals', o.override.id, cjson.encode(o.override))
+    redis.call('DEL', ctx.base .. ':override:' .. o.fingerprint)
+  end
   return { 'ACCEPTED', o.stored_epoch, notional, cash, warnings }
 end
 
@@ -738,6 +790,32 @@ function reserve(keys, argv)
     error('an order without a value passed every rule')
   end
   return write_accepted(o, ctx)
+end
+
+-- What is proposed to override for an order (packed as for reserve): it, and the rules it would break now, in one text;
+-- and the instant. No text where an order of its id is known.
+function override_payload(base, packed)
+  local o = read_order(packed, now_us())
+  if redis.call('EXISTS', base .. ':order:' .. o.id) == 1 then
+    return nil, o.us
+  end
+  local named = {}
+  o.proposing = true
+  refused(o, base)
+  decide(o, base)
+  -- What passes by itself, as a rate does, is nothing to decide on.
+  o.denials = o.passing and {} or o.denials
+  for _, denial in ipairs(o.denials) do
+    denial.never = not OVERRIDABLE[denial.code]
+  end
+  -- Name by name, because equal proposals must be equal texts.
+  for _, name in ipairs({ 'strategy', 'product', 'side', 'type', 'tif', 'quantity', 'limit_price', 'post_only',
+    'reduce_only', 'version' }) do
+    named[#named + 1] = '"' .. name .. '":' .. cjson.encode(o[name])
+  end
+  local denials = #o.denials > 0 and cjson.encode(o.denials) or '[]'
+  return '{"id":' .. cjson.encode(o.id) .. ',"fingerprint":' .. cjson.encode(o.fingerprint) .. ',"order":{'
+    .. table.concat(named, ',') .. '},"denials":' .. denials .. '}', o.us
 end
 
 -- As reserve, but nothing is written and the id does not matter. Returns {CHECKED, epoch, answer}.

@@ -1,7 +1,7 @@
 """The stateless half of pre-trade risk: read an order strictly, check it against its product. No state, no I/O.
 
-The half with state is ``reserve`` in ledger_reserve.lua. Here nothing is decided finally: what these checks find goes with the
-order into the ledger, which records the denial under the order's id.
+The half with state is ``reserve`` in ledger_reserve.lua. Here nothing is decided finally: what these checks find goes
+with the order into the ledger, which records the denial under the order's id.
 """
 
 from __future__ import annotations
