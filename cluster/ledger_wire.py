@@ -109,7 +109,7 @@ class Wire:
             # Nothing is repeated behind our back; _exchange says what may be.
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
-            client_name=CLIENT_NAME,
+            driver_info=None,  # a round trip of every new connection
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
         self._client = redis.asyncio.Redis.from_pool(self._pool)
@@ -344,14 +344,14 @@ class _Primary:
             socket_connect_timeout=settings.connect_timeout_s,
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
+            driver_info=None,
         )
+        # During a failover the first names the promoted server before the second does.
+        questions = [("SENTINEL", word, settings.sentinel_name) for word in ("GET-MASTER-ADDR-BY-NAME", "MASTER")]
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
-            # During a failover the first names the promoted server before the second does.
-            await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", settings.sentinel_name)
-            address = await connection.read_response()
-            await connection.send_command("SENTINEL", "MASTER", settings.sentinel_name)
-            state = await connection.read_response()
+            await connection.send_packed_command(connection.pack_commands(questions))
+            address, state = [await connection.read_response() for _ in questions]
         except (redis.exceptions.RedisError, OSError) as error:
             return f"{host}:{port}: {error or type(error).__name__}"
         finally:
@@ -380,13 +380,14 @@ class _PrimaryConnection(Connection):
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         await super().on_connect_check_health(check_health)
-        await self.send_command("ROLE", check_health=False)
-        role = (await self.read_response())[0]
-        if role not in {"master", "primary"}:
-            raise redis.exceptions.ConnectionError(f"{self.host}:{self.port} is no primary but a {role}")
+        commands = [("CLIENT", "SETNAME", CLIENT_NAME), ("ROLE",)]
         if self._asks_for_waitaof:
-            await self.send_command("COMMAND", "INFO", "WAITAOF", check_health=False)
-            self.has_waitaof = any(await self.read_response())
+            commands.append(("COMMAND", "INFO", "WAITAOF"))
+        await self.send_packed_command(self.pack_commands(commands), check_health=False)
+        _, role, *known = [await self.read_response() for _ in commands]
+        if role[0] not in {"master", "primary"}:
+            raise redis.exceptions.ConnectionError(f"{self.host}:{self.port} is no primary but a {role[0]}")
+        self.has_waitaof = bool(known) and any(known[0])
 
 
 class _EncryptedConnection(_PrimaryConnection, SSLConnection):

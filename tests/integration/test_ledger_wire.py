@@ -352,6 +352,17 @@ async def test_a_spoilt_network_refuses_or_answers_and_never_does_a_thing_twice(
     )
 
 
+async def test_a_connection_opens_over_a_slow_network_within_the_default_time_outs(lone_server: Server) -> None:
+    with Proxy(lone_server.settings.port) as proxy:
+        proxy.faults = Faults(delay_s=0.2)
+        defaults = RedisSettings(host="127.0.0.1", port=proxy.port)
+        async with connected(defaults) as wire:
+            answer, seconds = await timed(once(wire, "far-away"))
+    assert answer == ["FIRST", "1"]
+    assert seconds < defaults.timeout_s + defaults.connect_timeout_s
+    show(test="first answer over 200 ms each way", seconds=round(seconds, 2))
+
+
 async def test_a_thousand_lost_replies_execute_nothing_twice(lone_server: Server) -> None:
     port = lone_server.settings.port
     names = [f"n-{number}" for number in range(500)]
