@@ -47,7 +47,7 @@ class RedisSettings(_Section):
     With neither the desk starts its own Valkey on ``port`` (0 = a free one). Where answers wait for replicas, an order
     is acknowledged, and sent to the venue, only once ``wait_replicas`` of them have its reservation. All of them: a
     failover loses nothing, and nothing is acknowledged while one is missing. One of two: a crash loses nothing and
-    orders go on after seconds; a failover by hand (SENTINEL FAILOVER) of a primary that lives does lose.
+    orders go on after seconds; a failover of a primary that lives (SENTINEL FAILOVER) loses what it took meanwhile.
     """
 
     host: str | None = None
