@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from decimal import Decimal
+from typing import Any, Final
 
-from cluster.api_keys import ALL_STRATEGIES, HALT, LIMITS, RESUME, ApiKey
+from cluster.api_keys import ALL_STRATEGIES, HALT, LIMITS, RESUME, TRADE, ApiKey
 from cluster.ledger import Approval, Ledger, Proposal, Snapshot
 from cluster.limit_records import ShownChange, shown_changes
+from cluster.risk import in_units
 from strategies.model import Product, TradingState
 
 DESK: Final = "DESK"
@@ -19,9 +21,12 @@ DESK: Final = "DESK"
 GLOBAL: Final = "global"
 PENDING: Final = "PENDING"
 APPLIED: Final = "APPLIED"
+NEVER: Final = " (never overridden)"
+"""Beside a rule that an override does not help against."""
 REFUSED: Final = "REFUSED"
-RIGHTS: Final = {"RESUME": RESUME, "LIMITS": LIMITS}
-"""A proposal's kind -> the scope of a key that may make, approve and refuse it."""
+OVERRIDE: Final = "OVERRIDE"
+RIGHTS: Final = {"RESUME": RESUME, "LIMITS": LIMITS, OVERRIDE: LIMITS}
+"""A proposal's kind -> the scope of a key that may make, approve and refuse it; an override who may trade makes."""
 OUTCOMES: Final = {
     "NOT_FOUND": "there is no such proposal",
     "EXPIRED": "the proposal has expired; propose it again",
@@ -67,6 +72,8 @@ def scopes_of(proposal: Proposal) -> list[str]:
     """The scopes a proposal would change."""
     if proposal.kind == "RESUME":
         return [str(proposal.payload.get("scope", ""))]
+    if proposal.kind == OVERRIDE:
+        return [f"strategy|{proposal.payload['order']['strategy']}", f"product|{proposal.payload['order']['product']}"]
     return sorted(proposal.payload.get("changes") or {})
 
 
@@ -74,7 +81,40 @@ def changes_of(proposal: Proposal, limits: Mapping[str, str], products: Mapping[
     """What approving it would change now, limit by limit; ``limits`` are the records in force."""
     if proposal.kind == "RESUME":
         return [ShownChange(scope, "state", None, TradingState.ACTIVE.value, "") for scope in scopes_of(proposal)]
+    if proposal.kind == OVERRIDE:
+        return [_terms(proposal.payload), *_rules(proposal.payload, products)]
     return shown_changes(limits, proposal.payload.get("changes") or {}, products)
+
+
+def _terms(payload: Mapping[str, Any]) -> ShownChange:
+    """The order an override is for, in one line."""
+    terms = payload["order"]
+    price = f" at {in_digits(terms['limit_price'])}" if terms["limit_price"] else ""
+    words = [f"{terms['type']} {terms['side']} {in_digits(terms['quantity'])} {terms['product']}{price} {terms['tif']}"]
+    words += [f"strategy {terms['strategy']}"] + ([f"version {terms['version']}"] if terms["version"] else [])
+    words += [name.replace("_", "-") for name in ("post_only", "reduce_only") if terms[name] == "1"]
+    return ShownChange(f"order {payload['id']}", "accepted", None, ", ".join(words), "")
+
+
+def in_digits(number: str) -> str:
+    """A decimal number without an exponent."""
+    return f"{Decimal(number):f}"
+
+
+def _rules(payload: Mapping[str, Any], products: Mapping[str, Product]) -> list[ShownChange]:
+    """The rules the order broke when the override was asked for: the limit before, the order's value after."""
+    product = products.get(payload["order"]["product"])
+    shown = [(in_units(denial, product), denial.get("never")) for denial in payload["denials"]]
+    return [
+        ShownChange(
+            rule["scope"],
+            rule["code"] + (NEVER if never else ""),
+            rule["limit"] or None,
+            rule["value"] or None,
+            rule["unit"],
+        )
+        for rule, never in shown
+    ]
 
 
 def limits_of(snapshot: Snapshot, account: str | None) -> dict[str, str]:
@@ -86,6 +126,14 @@ def may_decide(key: ApiKey, proposal: Proposal) -> bool:
     """Whether the key's rights cover all that the proposal would change."""
     right = RIGHTS.get(proposal.kind, "")
     return all(may_change(key, right, proposal.account, scope) for scope in scopes_of(proposal))
+
+
+def may_refuse(key: ApiKey, proposal: Proposal) -> bool:
+    """Whether the key may end the proposal: who may decide may, and who has asked for an override may take it back."""
+    if may_decide(key, proposal):
+        return True
+    own = proposal.kind == OVERRIDE and proposal.person == key.person
+    return own and key.may(TRADE, proposal.account, proposal.payload["order"]["strategy"])
 
 
 def may_change(key: ApiKey, right: str, account: str | None, scope: str) -> bool:

@@ -20,6 +20,7 @@ from cluster.approvals import (
     limits_of,
     listed,
     may_decide,
+    may_refuse,
     public_id,
     why_not,
 )
@@ -61,7 +62,7 @@ def decide(
         proposal = await find(ledger, proposal_id)
         if proposal is None:
             raise CommandError(f"ID: there is no proposal {proposal_id!r}", code="NOT_FOUND", field="id")
-        if not may_decide(key, proposal):
+        if not (may_decide if refusal is None else may_refuse)(key, proposal):
             raise refused(key, RIGHTS.get(proposal.kind, proposal.kind), place(proposal.account))
         changes = await _effect(ledger, proposal)
         base, number = proposal.account, proposal.id
@@ -85,8 +86,12 @@ def decide(
 
 def print_waiting(proposal: Proposal) -> None:
     """What a person reads who has proposed something."""
-    identity, until = public_id(proposal), when(proposal.expires_ms * 1000)
-    group = "limits" if proposal.kind == "LIMITS" else "risk"
+    print_until(public_id(proposal), proposal.expires_ms * 1000, "limits" if proposal.kind == "LIMITS" else "risk")
+
+
+def print_until(identity: str, expires_us: int, group: str) -> None:
+    """How another person approves a proposal, and until when."""
+    until = when(expires_us)
     console.print(f"{identity} waits for another person until {until} UTC: desk {group} approve {identity}")
 
 

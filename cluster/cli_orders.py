@@ -7,42 +7,85 @@ from typing import Any
 
 import typer
 
-from cluster.cli_access import AccountOption, call
+from cluster.cli_access import AccountOption, ReasonOption, call
+from cluster.cli_approvals import print_until
 from cluster.console import FAILED, CommandError, JsonOption, command, console, print_json, print_table
 from conf.settings import load_settings
 
-orders = typer.Typer(no_args_is_help=True, help="Send, list and cancel orders.")
+orders = typer.Typer(no_args_is_help=True, help="Send, list and cancel orders; ask for one over its limits.")
+
+ProductOption = typer.Option(..., "--product", "-p", help="For example BTC-USD.")
+SideOption = typer.Option(..., "--side", help="BUY or SELL.")
+QuantityOption = typer.Option(..., "--quantity", "-q", help="In base currency units, a decimal number.")
+LimitPriceOption = typer.Option(None, "--limit-price", "-l", help="Makes it a LIMIT order.")
+TimeInForceOption = typer.Option(None, "--time-in-force", help="GTC, IOC or FOK.")
+PostOnlyOption = typer.Option(False, "--post-only", help="Only ever add liquidity.")
+StrategyOption = typer.Option("manual", "--strategy", help="The strategy the order counts for.")
 
 
 @orders.command("submit")
 @command
 def orders_submit(
-    product: str = typer.Option(..., "--product", "-p", help="For example BTC-USD."),
-    side: str = typer.Option(..., "--side", help="BUY or SELL."),
-    quantity: str = typer.Option(..., "--quantity", "-q", help="In base currency units, a decimal number."),
-    limit_price: str | None = typer.Option(None, "--limit-price", "-l", help="Makes it a LIMIT order."),
-    time_in_force: str | None = typer.Option(None, "--time-in-force", help="GTC, IOC or FOK."),
-    post_only: bool = typer.Option(False, "--post-only", help="Only ever add liquidity."),
-    strategy: str = typer.Option("manual", "--strategy", help="The strategy the order counts for."),
+    product: str = ProductOption,
+    side: str = SideOption,
+    quantity: str = QuantityOption,
+    limit_price: str | None = LimitPriceOption,
+    time_in_force: str | None = TimeInForceOption,
+    post_only: bool = PostOnlyOption,
+    strategy: str = StrategyOption,
     account: str = AccountOption,
     client_order_id: str | None = typer.Option(None, "--id", help="Your own id; a repeat gets the first answer."),
     as_json: bool = JsonOption,
 ) -> None:
     """Send one order through pre-trade risk to the venue."""
     body = order_body(product, side, quantity, limit_price, strategy, account, client_order_id)
-    if time_in_force:
-        body["time_in_force"] = time_in_force.upper()
-    if post_only:
-        body["post_only"] = True
+    body |= _optional(time_in_force, post_only)
     status, answer = call("POST", "/v1/orders", json=body)
     if as_json:
         print_json(answer)
     elif status == 201:
         console.print(f"[green]ACCEPTED[/] {answer['client_order_id']}: reserved {answer['reserved_notional']}")
-        _print_rules("near a limit", answer.get("warnings", []))
+        warnings = answer.get("warnings", [])
+        _print_rules("over a limit, as two people agreed", [one for one in warnings if one.get("level")])
+        _print_rules("near a limit", [one for one in warnings if not one.get("level")])
     else:
         _print_problem(answer)
     if status != 201:
+        raise typer.Exit(FAILED)
+
+
+@orders.command("override")
+@command
+def orders_override(
+    product: str = ProductOption,
+    side: str = SideOption,
+    quantity: str = QuantityOption,
+    reason: str = ReasonOption,
+    limit_price: str | None = LimitPriceOption,
+    time_in_force: str | None = TimeInForceOption,
+    post_only: bool = PostOnlyOption,
+    strategy: str = StrategyOption,
+    account: str = AccountOption,
+    client_order_id: str | None = typer.Option(None, "--id", help="The id the order will have; none that was used."),
+    minutes: int = typer.Option(10, "--minutes", min=1, max=1440, help="How long it may be approved, then submitted."),
+    as_json: bool = JsonOption,
+) -> None:
+    """Ask that exactly this order may go over its limits, once. Another person approves; no halt is overridden."""
+    body = order_body(product, side, quantity, limit_price, strategy, account, client_order_id)
+    body |= _optional(time_in_force, post_only)
+    asked = {"order": body, "reason": reason, "expires_s": minutes * 60}
+    status, answer = call("POST", "/v1/risk/override", json=asked)
+    if as_json:
+        print_json(answer)
+    elif status == 202:
+        print_until(answer["id"], answer["expires_ns"] // 1000, "risk")
+        again = f"desk orders submit --id {body['client_order_id']}"
+        console.print(f"once approved, the order passes until then: {again}, the rest as here", highlight=False)
+        rows = [[row[name] for name in ("scope", "name", "before", "after", "unit")] for row in answer["changes"]]
+        print_table("", ["scope", "rule", "limit>", "the order's>", "unit"], rows)
+    else:
+        _print_problem(answer)
+    if status != 202:
         raise typer.Exit(FAILED)
 
 
@@ -107,6 +150,11 @@ def order_body(
         "quantity": quantity,
     }
     return body | ({"limit_price": limit_price} if limit_price else {})
+
+
+def _optional(time_in_force: str | None, post_only: bool) -> dict[str, Any]:
+    in_force = {"time_in_force": time_in_force.upper()} if time_in_force else {}
+    return in_force | ({"post_only": True} if post_only else {})
 
 
 def _print_problem(answer: dict[str, Any]) -> None:

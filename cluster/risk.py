@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from operator import attrgetter
 from typing import Annotated, Final
@@ -24,6 +25,7 @@ from strategies.model import (
     Product,
     Side,
     TimeInForce,
+    units,
 )
 
 ORDER_BYTES_MAX: Final = 16_384
@@ -33,6 +35,8 @@ VERSION_PATTERN: Final = r"^[A-Za-z0-9._\-]{1,64}$"
 PRODUCT_PATTERN: Final = r"^[A-Z0-9]{1,20}-[A-Z0-9]{1,20}$"
 # No sign, no exponent, at most 15 + 12 digits: such a number is finite and exact in 28-digit decimal arithmetic.
 DECIMAL_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,12})?$"
+
+_PPM_PER_PERCENT: Final = 10_000
 
 _TIME_IN_FORCE: Final = {
     OrderType.MARKET: (TimeInForce.IOC,),
@@ -110,6 +114,33 @@ def check_order(order: Order, product: Product | None) -> list[Denial]:
     if product is None:
         return [Denial("UNKNOWN_PRODUCT", "the venue has no such product", scope, order.product_id)]
     return [*_status_denials(order, product, scope), *_size_denials(order, product, scope)]
+
+
+def in_units(denial: Mapping[str, str], product: Product | None) -> dict[str, str]:
+    """A denial or a warning in currency units and per cent instead of the ledger's integers; words stay words."""
+    found, unit = dict(denial), denial["unit"]
+    show: Callable[[int], Decimal]
+    if unit == "micros":
+        show, unit = units, product.quote_currency if product else "USD"
+    elif unit == "ppm":
+        show, unit = _percent, "%"
+    elif unit == "lots" and product is not None:
+        show, unit = product.quantity, product.base_currency
+    elif unit == "ticks" and product is not None:
+        show, unit = product.price, product.quote_currency
+    else:
+        return found
+    shown = {name: f"{show(int(found[name])):f}" for name in ("value", "limit") if is_integer(found[name])}
+    return found | shown | {"unit": unit}
+
+
+def is_integer(text: str) -> bool:
+    """Whether a figure of a denial is a whole number."""
+    return text.removeprefix("-").isdecimal()
+
+
+def _percent(ppm: int) -> Decimal:
+    return Decimal(ppm) / _PPM_PER_PERCENT
 
 
 def _order(request: OrderRequest) -> Order:

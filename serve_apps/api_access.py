@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from starlette.types import Message, Receive
 
-from cluster.api_keys import HALT, LIMITS, READ, RESEARCH, RESUME, ApiKey, KeyRing
+from cluster.api_keys import HALT, LIMITS, READ, RESEARCH, RESUME, TRADE, ApiKey, KeyRing
 from cluster.ledger import Ledger, Snapshot
 from cluster.market_data import BarStore
 from cluster.risk import NAME_PATTERN
@@ -83,6 +83,7 @@ async def key_with_any(
 
 TheDesk = Annotated[Desk, Depends(desk_of)]
 Reader = Annotated[ApiKey, Security(presented_key, scopes=[READ])]
+Trader = Annotated[ApiKey, Security(presented_key, scopes=[TRADE])]
 Halter = Annotated[ApiKey, Security(presented_key, scopes=[HALT])]
 Resumer = Annotated[ApiKey, Security(presented_key, scopes=[RESUME])]
 Limiter = Annotated[ApiKey, Security(presented_key, scopes=[LIMITS])]

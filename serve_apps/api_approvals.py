@@ -1,23 +1,27 @@
-"""What needs a second person: proposals to resume trading or loosen limits, approved or refused. And the alerts."""
+"""What needs a second person: to resume trading, loosen limits or override them for one order. And the alerts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Path, Query, Security
 from pydantic import Field
 
-from cluster.api_keys import LIMITS, READ, RESUME, ApiKey
+from cluster.api_keys import LIMITS, READ, RESUME, TRADE, ApiKey
 from cluster.approvals import (
     APPLIED,
+    OVERRIDE,
     PENDING,
     REFUSED,
     RIGHTS,
     changes_of,
     find,
+    in_digits,
     limits_of,
     listed,
     may_decide,
+    may_refuse,
     public_id,
     scopes_of,
     why_not,
@@ -26,8 +30,9 @@ from cluster.ledger import Approval, Proposal
 from cluster.limit_records import ShownChange
 from serve_apps.api_access import Desk, GuardedRoute, Reader, TheDesk, account_snapshot, key_with_any
 from serve_apps.api_problems import problems
-from serve_apps.api_shapes import Nanoseconds, Reason, Shape
+from serve_apps.api_shapes import Decimals, Nanoseconds, Reason, Shape
 from serve_apps.problem import Problem, forbidden
+from strategies.model import OrderType, Side, TimeInForce
 
 router = APIRouter(prefix="/v1", tags=["approvals"], route_class=GuardedRoute)
 
@@ -48,6 +53,7 @@ _CONFLICT: Final = (
 )
 
 Decider = Annotated[ApiKey, Security(key_with_any, scopes=[RESUME, LIMITS])]
+Refuser = Annotated[ApiKey, Security(key_with_any, scopes=[RESUME, LIMITS, TRADE])]
 ProposalPath = Annotated[
     str, Path(description="ACCOUNT.NUMBER, of the desk as a whole DESK.NUMBER", examples=["main.17"])
 ]
@@ -57,22 +63,43 @@ OneAccount = Annotated[
 
 
 class ChangeRow(Shape):
-    """One limit (or a trading state) before and after; null where there is none."""
+    """One limit (or a trading state) before and after; null where there is none.
+
+    Of an override the order itself, and each rule it broke when it was asked for: its limit, and the order's value.
+    """
 
     scope: str = Field(examples=["product|BTC-USD"])
-    name: str = Field(description="named as in limits.yaml", examples=["max_position"])
+    name: str = Field(description="named as in limits.yaml; of an override the rule's code", examples=["max_position"])
     before: str | None = Field(examples=["5, warns above 4"])
     after: str | None = Field(examples=["6, warns above 4.8"])
     unit: str = Field(examples=["BTC"])
+
+
+class ProposedOrder(Shape):
+    """The order an override is for; only exactly this one passes."""
+
+    client_order_id: str
+    strategy: str = Field(examples=["manual"])
+    product_id: str = Field(examples=["BTC-USD"])
+    side: Side
+    type: OrderType
+    time_in_force: TimeInForce
+    quantity: Decimals
+    limit_price: Decimals | None
+    post_only: bool
+    reduce_only: bool
+    strategy_version: str | None
 
 
 class ProposalView(Shape):
     """What waits, or waited, for a second person."""
 
     id: str = Field(examples=["main.17"])
-    kind: Literal["RESUME", "LIMITS"]
+    kind: Literal["RESUME", "LIMITS", "OVERRIDE"]
     account: str | None = Field(description="null: the desk as a whole", examples=["main"])
-    status: Literal["PENDING", "APPLIED", "REFUSED", "EXPIRED"]
+    status: Literal["PENDING", "APPLIED", "REFUSED", "EXPIRED", "USED"] = Field(
+        description="an override that is APPLIED lets its order through until it expires, and is USED by that"
+    )
     scopes: list[str] = Field(description="what it would change", examples=[["account"]])
     changes: list[ChangeRow] = Field(description="what approving it would change now")
     reason: str
@@ -82,6 +109,7 @@ class ProposalView(Shape):
     created_ns: Nanoseconds
     expires_ns: Nanoseconds
     approver: str | None = Field(description="the second person", examples=["bob"])
+    order: ProposedOrder | None = Field(description="of an override")
 
 
 class Proposals(Shape):
@@ -113,7 +141,11 @@ class AlertView(Shape):
     """A limit that warns, or a rule that has tripped."""
 
     account: str | None = Field(description="null: the desk as a whole", examples=["main"])
-    level: str = Field(description="SOFT: a warning. HARD: it stays tripped until a person resumes", examples=["SOFT"])
+    level: str = Field(
+        description="SOFT: a warning. HARD: it stays tripped until a person resumes. OVERRIDDEN: two people let one "
+        "order over it",
+        examples=["SOFT"],
+    )
     code: str = Field(examples=["DAILY_LOSS"])
     scope: str = Field(examples=["strategy|sma_cross"])
     value: str = Field(description="in the ledger's integers: micros of money, lots, parts per million")
@@ -148,7 +180,8 @@ async def list_approvals(
 async def approve(desk: TheDesk, key: Decider, proposal_id: ProposalPath, request: ApprovalRequest) -> Decision:
     """Approve what another person has proposed; it takes effect in the same step.
 
-    Needs the scope resume or limits, as the proposal's kind; either may come with a key.
+    Needs the scope resume or limits, as the proposal's kind (an override needs limits); either may come with a key. An
+    override lets its order through once, when that is submitted before the proposal expires.
     """
     proposal = await _proposal(desk, key, proposal_id)
     before = await proposal_view(desk, proposal)
@@ -157,9 +190,9 @@ async def approve(desk: TheDesk, key: Decider, proposal_id: ProposalPath, reques
 
 
 @router.post("/approvals/{proposal_id}/refuse", responses=problems(404, _403=_FORBIDDEN, _409=_CONFLICT))
-async def refuse(desk: TheDesk, key: Decider, proposal_id: ProposalPath, request: RefusalRequest) -> Decision:
-    """End a proposal without its effect; who has proposed it may too."""
-    proposal = await _proposal(desk, key, proposal_id)
+async def refuse(desk: TheDesk, key: Refuser, proposal_id: ProposalPath, request: RefusalRequest) -> Decision:
+    """End a proposal, or an approved override that was not used yet; who has proposed it may too."""
+    proposal = await _proposal(desk, key, proposal_id, refusing=True)
     before = await proposal_view(desk, proposal)
     done = await desk.ledger.refuse(proposal.account, proposal.id, key.key_id, key.person, request.reason)
     return _decision(done, before, key)
@@ -203,6 +236,7 @@ async def proposal_view(desk: Desk, proposal: Proposal) -> ProposalView:
         created_ns=proposal.created_ms * 1_000_000,
         expires_ns=proposal.expires_ms * 1_000_000,
         approver=proposal.approver or None,
+        order=_order(proposal.payload) if proposal.kind == OVERRIDE else None,
     )
 
 
@@ -211,11 +245,28 @@ def change_rows(changes: list[ShownChange]) -> list[ChangeRow]:
     return [ChangeRow(scope=c.scope, name=c.name, before=c.before, after=c.after, unit=c.unit) for c in changes]
 
 
-async def _proposal(desk: Desk, key: ApiKey, proposal_id: str) -> Proposal:
+def _order(payload: Mapping[str, Any]) -> ProposedOrder:
+    terms = payload["order"]
+    return ProposedOrder(
+        client_order_id=payload["id"],
+        strategy=terms["strategy"],
+        product_id=terms["product"],
+        side=terms["side"],
+        type=terms["type"],
+        time_in_force=terms["tif"],
+        quantity=in_digits(terms["quantity"]),
+        limit_price=in_digits(terms["limit_price"]) if terms["limit_price"] else None,
+        post_only=terms["post_only"] == "1",
+        reduce_only=terms["reduce_only"] == "1",
+        strategy_version=terms["version"] or None,
+    )
+
+
+async def _proposal(desk: Desk, key: ApiKey, proposal_id: str, *, refusing: bool = False) -> Proposal:
     proposal = await find(desk.ledger, proposal_id)
     if proposal is None:
         raise Problem(404, "NOT_FOUND", f"there is no proposal {proposal_id!r}", {"id": proposal_id})
-    if not may_decide(key, proposal):
+    if not (may_refuse if refusing else may_decide)(key, proposal):
         raise forbidden(RIGHTS.get(proposal.kind, proposal.kind), proposal.account)
     return proposal
 

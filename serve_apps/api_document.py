@@ -23,7 +23,10 @@ _REFERENCE: Final = "#/components/schemas/{model}"
 _TAGS: Final = [
     {"name": "orders", "description": "Pre-trade risk: three replicas decide and reserve in one atomic step."},
     {"name": "accounts", "description": "What accounts hold, risk and have earned."},
-    {"name": "kill switch", "description": "Trading states at global, account, strategy and product scope."},
+    {
+        "name": "kill switch",
+        "description": "Trading states at global, account, strategy and product scope, and one order over its limits.",
+    },
     {"name": "limits", "description": "Risk limits in force, their changes and their history."},
     {"name": "approvals", "description": "What waits for a second person, and alerts."},
     {"name": "backtests", "description": "Backtests and sweeps as Ray jobs."},
@@ -81,6 +84,11 @@ class DenialView(Shape):
         description="what the order would have made of it: a decimal in `unit`, or a word", examples=["60000"]
     )
     limit: str = Field(description="what is allowed, of a warning the soft level", examples=["50000"])
+    level: Literal["OVERRIDDEN"] | None = Field(
+        default=None,
+        description="of a warning: not a soft level but the limit itself was passed, which two people have agreed to "
+        "(POST /v1/risk/override); else left out",
+    )
     unit: str = Field(
         description="a currency, %, ms, minutes (of the week), orders, ratio (messages per fill); "
         "prices are in the quote currency; empty: value and limit are words",
@@ -170,7 +178,10 @@ class OrderCancel(Shape):
     ),
 )
 async def submit_order(_: _Trader) -> OrderAccepted:
-    """Decide on an order and reserve it. A repeat of an id gets the first answer (Idempotent-Replayed: true)."""
+    """Decide on an order and reserve it. A repeat of an id gets the first answer (Idempotent-Replayed: true).
+
+    An order whose override was approved (POST /v1/risk/override) passes once over limits that can be overridden.
+    """
     raise NotImplementedError
 
 
@@ -228,7 +239,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
         routes=[*app.routes, *orders_router.routes],
         tags=_TAGS,
     )
-    document["components"]["schemas"] |= _schemas()
+    schemas = document["components"]["schemas"]
+    schemas |= _schemas()
+    order = schemas["OverrideRequest"]["properties"]["order"]
+    schemas["OverrideRequest"]["properties"]["order"] = {
+        "$ref": _REFERENCE.format(model="OrderRequest"),
+        "description": order["description"],
+    }
     return document
 
 

@@ -1,26 +1,31 @@
-"""The kill switch: trading states by scope. Halting is anybody's who may trade; resuming takes a second person."""
+"""The kill switch: trading states by scope. Halting is anybody's who may trade; resuming takes a second person.
+
+And so does letting one order over its limits.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Self
 
 from fastapi import APIRouter
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 
-from cluster.api_keys import HALT, READ, RESUME, ApiKey
+from cluster.api_keys import HALT, READ, RESUME, TRADE, ApiKey
 from cluster.approvals import may_change, may_halt
-from cluster.ledger import LedgerError, LedgerUnavailable, Snapshot
-from cluster.risk import NAME_PATTERN
-from serve_apps.api_access import Desk, GuardedRoute, Halter, Reader, Resumer, TheDesk, account_snapshot
-from serve_apps.api_approvals import Proposals, proposal_view
+from cluster.ledger import LedgerError, LedgerUnavailable, OrderKnown, Snapshot
+from cluster.risk import NAME_PATTERN, InvalidOrder, check_order, in_units, read_order
+from serve_apps.api_access import Desk, GuardedRoute, Halter, Reader, Resumer, TheDesk, Trader, account_snapshot
+from serve_apps.api_approvals import Proposals, ProposalView, proposal_view
 from serve_apps.api_problems import problems
 from serve_apps.api_shapes import Reason, Shape
 from serve_apps.problem import Problem, forbidden
-from strategies.model import TradingState
+from strategies.model import Order, Product, TradingState
 
 logger = logging.getLogger("ray.serve")
 
@@ -88,6 +93,16 @@ class ResumeRequest(_Switch):
     """Ask that trading may go on at one scope; what other scopes forbid stays forbidden."""
 
     expires_s: int = Field(600, ge=10, le=86_400, description="how long another person may approve it")
+
+
+class OverrideRequest(Shape):
+    """Ask that exactly this order may go over its limits, once."""
+
+    order: dict[str, StrictBool | str | None] = Field(description="the body it will be sent with to /v1/orders")
+    reason: Reason
+    expires_s: int = Field(
+        600, ge=10, le=86_400, description="how long another person may approve it, and the order then be sent"
+    )
 
 
 class StateView(Shape):
@@ -182,6 +197,54 @@ async def resume(desk: TheDesk, key: Resumer, request: ResumeRequest) -> Proposa
         for account in halted
     ]
     return Proposals(proposals=[await proposal_view(desk, proposal) for proposal in proposals])
+
+
+@router.post(
+    "/override",
+    status_code=202,
+    responses=problems(
+        404,
+        _409="ORDER_KNOWN: there is an order of this id, accepted or denied; take another id",
+        _422="the request cannot be read, or the order breaks a rule of the venue's, which nobody here can override",
+    ),
+)
+async def override(desk: TheDesk, key: Trader, request: OverrideRequest) -> ProposalView:
+    """Ask that one order may go over limits it breaks. Another person approves it at /v1/approvals.
+
+    Then the order passes when it is sent to /v1/orders, with this id and body, before the proposal expires: once, its
+    denials turned into warnings of level OVERRIDDEN. Halts, prices that are missing or stale, limits that are missing,
+    money or holdings that are not there, and what may not be traded at all stand; so do rates.
+    """
+    order = _order(request.order)
+    if not key.may(TRADE, order.account, order.strategy):
+        raise forbidden(TRADE, order.account)
+    await account_snapshot(desk, key, order.account, TRADE)
+    product = await _known_product(desk, order)
+    try:
+        proposal = await desk.ledger.propose_override(
+            order, product, key.key_id, key.person, request.reason, request.expires_s
+        )
+    except OrderKnown as error:
+        raise Problem(409, "ORDER_KNOWN", str(error), {"client_order_id": order.client_order_id}) from None
+    return await proposal_view(desk, proposal)
+
+
+def _order(body: Mapping[str, bool | str | None]) -> Order:
+    try:
+        return read_order(json.dumps(body).encode())
+    except InvalidOrder as error:
+        field = error.field.replace("$", "order", 1)
+        raise Problem(400, "INVALID_ORDER", f"{field}: {error.rule}", {"field": field, "rule": error.rule}) from None
+
+
+async def _known_product(desk: Desk, order: Order) -> Product:
+    """The order's product, none of whose own rules it breaks."""
+    product = (await desk.ledger.products()).get(order.product_id)
+    found = [in_units(asdict(denial), product) for denial in check_order(order, product)]
+    if product is None or found:
+        detail = "; ".join(f"{denial['scope']}: {denial['message']}" for denial in found)
+        raise Problem(422, found[0]["code"], detail, {"client_order_id": order.client_order_id, "denials": found})
+    return product
 
 
 async def _places(desk: Desk, key: ApiKey, right: str, request: _Switch) -> dict[str | None, str | None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
 
 from cluster.ledger import Verdict
+from cluster.risk import in_units, is_integer
 from serve_apps.problem import Problem
 from strategies.model import MICROS_PER_UNIT, Product, units
 
@@ -36,9 +37,9 @@ def answer_of(verdict: Verdict, account: str, product: Product | None) -> Answer
             **_reserved(answer),
         }
         if warnings := answer.get("warnings"):
-            body["warnings"] = [_denial(warning, product) for warning in warnings]
+            body["warnings"] = [in_units(warning, product) for warning in warnings]
         return 201, body, headers
-    denials = [_denial(denial, product) for denial in answer["denials"]]
+    denials = [in_units(denial, product) for denial in answer["denials"]]
     first = denials[0]
     extra = {"client_order_id": answer["client_order_id"], "verdict": "DENIED", "denials": denials}
     detail = "; ".join(f"{d['scope']}: {d['message']}" for d in denials)
@@ -53,7 +54,7 @@ def check_of(verdict: Verdict, account: str, product: Product | None) -> dict[st
     body = {"client_order_id": answer["client_order_id"], "account": account, "verdict": answer["verdict"]}
     body |= _reserved(answer) if verdict.accepted else {}
     for name in ("warnings",) if verdict.accepted else ("denials", "warnings"):
-        body[name] = [_denial(item, product) for item in answer.get(name, ())]
+        body[name] = [in_units(item, product) for item in answer.get(name, ())]
     return body
 
 
@@ -71,7 +72,7 @@ def _money(micros: str) -> str:
 
 
 def _retry_after(denials: list[dict[str, str]]) -> str:
-    waits_ms = [int(d["value"]) for d in denials if d["code"] in _RATES and _is_integer(d["value"])]
+    waits_ms = [int(d["value"]) for d in denials if d["code"] in _RATES and is_integer(d["value"])]
     wait_ms = max(waits_ms, default=0)
     return str(max(1, -(-wait_ms // 1000)))
 
@@ -95,12 +96,12 @@ def order_view(fields: dict[str, str], products: dict[str, Product]) -> dict[str
     }
     if fields["status"] == "DENIED":
         denials = msgspec.json.decode(fields["answer"])["denials"]
-        view["denials"] = [_denial(denial, product) for denial in denials]
+        view["denials"] = [in_units(denial, product) for denial in denials]
         return view
     view["post_only"] = fields.get("post_only") == "1"
     view["reduce_only"] = fields.get("reduce_only") == "1"
     if warnings := fields.get("warnings"):
-        view["warnings"] = [_denial(warning, product) for warning in msgspec.json.decode(warnings)]
+        view["warnings"] = [in_units(warning, product) for warning in msgspec.json.decode(warnings)]
     view["reserved_notional"] = f"{units(int(fields['reserved_notional'])):f}"
     view["fees"] = f"{units(int(fields['fees'])):f}"
     view["filled_value"] = f"{units(int(fields['filled_value'])):f}"
@@ -110,32 +111,3 @@ def order_view(fields: dict[str, str], products: dict[str, Product]) -> dict[str
         value = units(int(fields["filled_value"]))
         view["average_price"] = f"{(value / filled).quantize(Decimal('0.00000001')).normalize():f}" if filled else None
     return view
-
-
-def _denial(denial: dict[str, str], product: Product | None) -> dict[str, str]:
-    """A denial or a warning in currency units and per cent instead of the ledger's integers; words stay words."""
-    unit = denial["unit"]
-    show: Callable[[int], Decimal]
-    if unit == "micros":
-        show, unit = units, product.quote_currency if product else "USD"
-    elif unit == "ppm":
-        show, unit = _percent, "%"
-    elif unit == "lots" and product is not None:
-        show, unit = product.quantity, product.base_currency
-    elif unit == "ticks" and product is not None:
-        show, unit = product.price, product.quote_currency
-    else:
-        return denial
-    shown = {name: f"{show(int(denial[name])):f}" for name in ("value", "limit") if _is_integer(denial[name])}
-    return denial | shown | {"unit": unit}
-
-
-def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
-
-
-_PPM_PER_PERCENT: Final = 10_000
-
-
-def _percent(ppm: int) -> Decimal:
-    return Decimal(ppm) / _PPM_PER_PERCENT
