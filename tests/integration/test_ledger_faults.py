@@ -120,6 +120,7 @@ COUNTING: Final = {
     "global|max_daily_loss": "1",
     "account|duplicate_window_ms": "60000",
     "account|self_trade": "deny",
+    "product|BTC-USD|max_order_lots": "50",
 }
 KEYS: Final = [
     *(f"{BASE}:{name}" for name in ("state", "limits", "book", "reference", "open", "outbox", "audit", "alerts")),
@@ -129,8 +130,9 @@ KEYS: Final = [
 ]
 
 
-async def damage_ready(books: Books) -> Proposal:
-    """One order that waits, one that was sent, a proposal, a halt of another strategy."""
+async def damage_ready(books: Books) -> dict[str, Proposal]:
+    """One order that waits, one that was sent, a halt of another strategy; proposals: to resume it, to let an order
+    over its limits, and the same for the order "over", which was approved."""
     await books.open(cash=10**9, limits=COUNTING)
     await books.accept("waiting")
     await books.accept("sent", lots=11)
@@ -140,9 +142,14 @@ async def damage_ready(books: Books) -> Proposal:
     await books.send("on-its-way")
     books.orders["new"] = order("new", lots=12)
     await books.halt("strategy|other")
-    proposal = await books.ledger.propose_resume(ACCOUNT, "strategy|other", "test", ASKER, "over")
+    proposals = {"resume": await books.ledger.propose_resume(ACCOUNT, "strategy|other", "test", ASKER, "over")}
+    for name in ("asked", "over"):
+        books.orders[name] = order(name, lots=60)
+        asked = await books.ledger.propose_override(books.orders[name], BTC, "test", ASKER, "why")
+        proposals[name] = asked
+    await books.approve(proposals["over"].id)
     await books.ledger._direct("EVAL", SAVE, "0")
-    return proposal
+    return proposals
 
 
 # The whole of database 0 put away in database 1, taken out again, and as one text to compare.
@@ -167,10 +174,16 @@ return keys
 """
 
 
-def verbs(books: Books, proposal: Proposal) -> dict[str, Step]:
+def verbs(books: Books, proposals: dict[str, Proposal]) -> dict[str, Step]:
     ledger, epoch = books.ledger, books.epoch
+    proposal, asked = proposals["resume"], proposals["asked"]
+    another = order("another", lots=60)
     return {
         "reserve": lambda: books.reserve(books.orders["new"]),
+        "reserve overridden": lambda: books.reserve(books.orders["over"]),
+        "propose override": lambda: ledger.propose_override(another, BTC, "test", "asker", "drill"),
+        "approve override": lambda: ledger.approve(ACCOUNT, asked.id, asked.digest, "test", "approver"),
+        "refuse override": lambda: ledger.refuse(ACCOUNT, proposals["over"].id, "test", "approver", "no"),
         "mark_sent": lambda: ledger.mark_sent(ACCOUNT, epoch, "waiting"),
         "ack": lambda: ledger.ack(ACCOUNT, epoch, "on-its-way", OrderStatus.OPEN, "v-1"),
         "late ack": lambda: ledger.ack(ACCOUNT, epoch, "sent", OrderStatus.OPEN, "v-1"),
@@ -209,26 +222,26 @@ async def fails_whole_or_works(books: Books, verb: Step, damage: Step) -> bool:
     return False
 
 
-SPENDING: Final = ("reserve", "fill", "last fill", "release", "cancel waiting", "set_reference")
+SPENDING: Final = ("reserve", "reserve overridden", "fill", "last fill", "release", "cancel waiting", "set_reference")
 # Nothing is done that could not be told.
 NEEDS_NO_AUDIT: Final = {"late ack", "open_account", "prove", "watch", "venue_errors", "tighten desk", "propose desk"}
 
 
 @pytest.mark.parametrize("key", KEYS)
 async def test_a_key_of_the_wrong_type_stops_a_verb_before_it_has_written_anything(books: Books, key: str) -> None:
-    proposal = await damage_ready(books)
+    proposals = await damage_ready(books)
     failed = set()
-    for name, verb in verbs(books, proposal).items():
+    for name, verb in verbs(books, proposals).items():
         damage = functools.partial(books.ledger._direct, "SET", key, "not what it should be")
         if await fails_whole_or_works(books, verb, damage):
             failed.add(name)
     assert failed, key
     if key == f"{BASE}:audit":
-        assert failed >= set(verbs(books, proposal)) - NEEDS_NO_AUDIT
+        assert failed >= set(verbs(books, proposals)) - NEEDS_NO_AUDIT
 
 
 async def test_a_figure_that_is_no_integer_stops_a_verb_before_it_has_written_anything(books: Books) -> None:
-    proposal = await damage_ready(books)
+    proposals = await damage_ready(books)
     ledger = books.ledger
     snapshot = await ledger.snapshot(ACCOUNT)
     figures = [
@@ -247,7 +260,7 @@ async def test_a_figure_that_is_no_integer_stops_a_verb_before_it_has_written_an
     ]
     ignored = []
     for name, spoil in spoils:
-        chosen = [verbs(books, proposal)[verb] for verb in SPENDING]
+        chosen = [verbs(books, proposals)[verb] for verb in SPENDING]
         if not any([await fails_whole_or_works(books, verb, spoil) for verb in chosen]):
             ignored.append(name)
     # What other products and strategies have is nobody's business here.
