@@ -148,7 +148,7 @@ def clients(node: Node) -> int:
 # -- failovers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["killed", "frozen"])
+@pytest.mark.parametrize("fault", ["killed", pytest.param("frozen", marks=pytest.mark.nightly)])
 async def test_a_failover_loses_nothing_that_one_replica_had_and_ends_within_seconds(group: Group, fault: str) -> None:
     old = group.nodes[0]
     async with writing(group.settings(wait_replicas=1), "w") as writer:
@@ -182,6 +182,7 @@ async def test_a_failover_loses_nothing_that_one_replica_had_and_ends_within_sec
     assert open_connections <= CONNECTIONS_MAX
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("fault", ["killed and started again", "failover by hand"])
 async def test_a_failover_loses_nothing_that_all_replicas_had_and_waits_for_them(group: Group, fault: str) -> None:
     old = group.nodes[0]
@@ -329,6 +330,7 @@ async def test_too_few_replicas_are_said_and_a_repeat_after_healing_gets_the_fir
 # -- Sentinels ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 async def test_most_sentinels_may_be_gone_but_not_all(group: Group) -> None:
     first, second, third = group.sentinels
     first.kill()
@@ -357,6 +359,7 @@ async def test_a_name_no_sentinel_knows_and_a_wrong_password_are_said(group: Gro
     await wire.close()
 
 
+@pytest.mark.nightly
 async def test_an_old_primary_that_comes_back_before_sentinel_knows_gets_no_order(group: Group) -> None:
     old = group.nodes[0]
     async with writing(group.settings(), "w") as writer:
@@ -373,6 +376,7 @@ async def test_an_old_primary_that_comes_back_before_sentinel_knows_gets_no_orde
     assert lost(old, writer.acknowledged) == []
 
 
+@pytest.mark.nightly
 async def test_connections_stay_few_whatever_the_network_does(group: Group) -> None:
     old = group.nodes[0]
     counted: list[int] = []
@@ -459,6 +463,7 @@ async def test_nothing_goes_to_the_venue_that_no_replica_knows_of(group: Group, 
         await until(lambda: group.named() is not None, "most Sentinels agree")
 
 
+@pytest.mark.nightly
 async def test_orders_go_through_a_failover_with_books_that_prove(group: Group, tmp_path: Path) -> None:
     old = group.nodes[0]
     reserved: dict[str, str] = {}
