@@ -14,6 +14,7 @@ import yaml
 
 from cluster import local
 from conf.settings import CONF_DIR, ServeSettings, load_settings, read_mapping
+from tests.faults.desk_load import PatientDesk
 from tests.faults.report import FAULT
 from tests.servers import KINDS, Kind, Server, binary
 from tests.system.client import Desk
@@ -104,7 +105,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         "venue": settings.venue.model_copy(update={"requests_per_s": 500.0}),
     }
     settings = local.up(settings.model_copy(update=changes))
-    running = Desk(settings.model_copy(update={"redis": settings.redis.model_copy(update={"timeout_s": 20.0})}))
+    running = PatientDesk(settings)
     yield running
     running.close()
     local.down(settings.state_dir)

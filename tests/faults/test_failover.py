@@ -80,9 +80,11 @@ async def test_a_failover_loses_nothing_that_was_acknowledged(
             report(sentinels_agree_s=round(time.monotonic() - begin_s, 2))
             await load.until_served()
             report(served_again_s=round(time.monotonic() - begin_s, 2))
-            old.server.start()
-            await asyncio.to_thread(_await_replica, old)
-            await load.until_served()
+            if seed < len(KINDS):
+                # Sentinel takes ten seconds to tell it; two runs are enough to see that it does no harm till then.
+                old.server.start()
+                await asyncio.to_thread(_await_replica, old)
+                await load.until_served()
             await load.finish()
             await _checked(load, report, group)
 
