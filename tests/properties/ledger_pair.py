@@ -232,7 +232,8 @@ class LedgerPair:
     def order(self, chance: Chance, name: str) -> tuple[Order, str]:
         """An order that could be anything, and the key that asks for it."""
         product = chance.pick(list(SCALES))
-        ticks = chance.pick([10_000, 10_050, 9_950, 9_900, 10_100, 10_500, 9_500, None, None, 1])
+        # Odd prices, so that what is worth a part of a micro is rounded.
+        ticks = chance.pick([10_003, 10_000, 10_051, 9_957, 9_900, 10_100, 10_507, 9_503, None, None, 1])
         asked = self.asked(name, chance.pick(list(Side)), self.lots(chance, product), ticks, product)
         asked = replace(
             asked, strategy=chance.pick([*STRATEGIES, "manual"]), reduce_only=chance.pick([False] * 5 + [True])

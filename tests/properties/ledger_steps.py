@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from strategies.model import OrderStatus, Side, TradingState
 from tests.books import STRATEGIES, limit_records
-from tests.properties.ledger_model import SCALES, Held
+from tests.properties.ledger_model import SCALES, Held, Quote
 from tests.properties.ledger_pair import ACCOUNTS, ANN, BOB, BOOKS, SCOPES, VALUES, Chance, LedgerPair
 from tests.properties.ledger_rules import Asked, rows
 
@@ -22,6 +23,8 @@ THEMES: Final[list[dict[str, str]]] = [
     {"order_interval_us": "3600000000", "order_burst": "2"},
     {"order_interval_us": "20000", "order_burst": "1"},
     {"order_interval_us": "9000", "order_burst": "2"},
+    {"account|order_interval_us": "3600000000", "account|order_burst": "3"},
+    {"account|order_interval_us": "20000", "account|order_burst": "1"},
     {"account|message_interval_us": "3600000000", "account|message_burst": "5", "account|cancel_reserve": "2"},
     {"account|message_interval_us": "15000", "account|message_burst": "2", "account|cancel_reserve": "1"},
     {"account|max_rejects": "1", "strategy|manual|max_rejects": "0"},
@@ -79,7 +82,10 @@ def reserve_at_a_limit(pair: LedgerPair, chance: Chance) -> None:
     account = pair.accounts[name]
     asked, by = pair.order(chance, name)
     pair.look_at_the_clock()
-    row = chance.pick(rows(Asked(account, asked, *pair.units(asked), by)))
+    compared = rows(Asked(account, asked, *pair.units(asked), by))
+    # First the rule, then where: a rule of one scope is as likely as one that every scope has.
+    code = chance.pick(sorted({row.code for row in compared}))
+    row = chance.pick([row for row in compared if row.code == code])
     scope = "key|*" if row.scope.startswith("key|") and row.scope not in account.limits else row.scope
     kind = chance.pick(["at the limit", "over it", "over the soft level"])
     value = max(row.value, 0)
@@ -99,6 +105,35 @@ def reserve_at_a_limit(pair: LedgerPair, chance: Chance) -> None:
         assert (row.code, row.scope) in broken, f"{row} passed one unit over\n{pair.told()}"
     pair.met(f"{kind} {row.code}")
     pair.restore(holder, scope, before)
+
+
+def lose_to_a_limit(pair: LedgerPair, chance: Chance) -> None:
+    """Set a limit of loss to just what the next prices make of it, or one unit more; then let them come."""
+    pair.resume_all()
+    name = chance.pick(NAMES)
+    product, bid = chance.pick(list(SCALES)), chance.pick([9_000, 11_000, chance.between(7_000, 13_000)])
+    quotes = {product: Quote(bid, bid + 20)}
+    pair.look_at_the_clock()
+    desk = copy.deepcopy(pair.desk)
+    desk.accounts[name].quote(quotes)
+    account_scope = chance.pick(["account", f"product|{product}", *(f"strategy|{s}" for s in STRATEGIES)])
+    scope = chance.pick([account_scope, account_scope, "global"])
+    lost = (desk if scope == "global" else desk.accounts[name]).losses(scope)
+    holder = None if scope == "global" else name
+    before = pair.holder(holder).limits[scope]
+    kind = chance.pick(["reached", "not yet", "soft level reached"])
+    if lost.loss > 0 and pair.holder(holder).states[scope] == "ACTIVE":
+        text = {
+            "reached": f"{lost.loss}",
+            "not yet": f"{lost.loss + 1}",
+            "soft level reached": f"unlimited:{lost.loss}",
+        }
+        pair.limit(holder, {f"{scope}|max_daily_loss": text[kind]})
+        pair.quote(name, {product: (bid, bid + 20, None)})
+        cause = pair.holder(holder).causes.get(scope, "")
+        assert kind == "soft level reached" or (cause == "DAILY_LOSS") == (kind == "reached"), pair.told()
+        pair.met(f"DAILY_LOSS {kind}")
+        pair.restore(holder, scope, before)
 
 
 def check(pair: LedgerPair, chance: Chance) -> None:
@@ -196,10 +231,32 @@ def venue_rejects(pair: LedgerPair, chance: Chance) -> None:
     """The venue refuses order after order."""
     name, product = chance.pick(NAMES), chance.pick(list(SCALES))
     for _ in range(2):
-        asked = pair.asked(name, Side.BUY, 1, 10_000, product, chance.pick(list(STRATEGIES)))
+        asked = pair.asked(name, Side.BUY, 1, 10_003, product, chance.pick(list(STRATEGIES)))
         if not pair.reserve(name, asked).denials:
             pair.send(name, asked.client_order_id)
             pair.release(name, asked.client_order_id, OrderStatus.REJECTED)
+
+
+def flood_with_cancels(pair: LedgerPair, chance: Chance) -> None:
+    """More messages than their budget: cancels are never refused, orders then are."""
+    name, product = chance.pick(NAMES), chance.pick(list(SCALES))
+    before = pair.accounts[name].limits["account"]
+    pair.limit(name, {"account|message_interval_us": "3600000000", "account|message_burst": "3"})
+    for order_id in [held.order.client_order_id for held in pair.accounts[name].open_in("a")]:
+        pair.send(name, order_id)
+        pair.cancel(name, order_id)
+    pair.reserve(name, pair.asked(name, Side.BUY, 1, 10_003, product))
+    pair.restore(name, "account", before)
+
+
+def outgrow_the_usual(pair: LedgerPair, chance: Chance) -> None:
+    """Small orders, one after the other, then one that is much larger."""
+    name, product = chance.pick(NAMES), chance.pick(list(SCALES))
+    before = pair.accounts[name].limits[f"product|{product}"]
+    pair.limit(name, {f"product|{product}|fat_finger_ppm": "1500000"})
+    for lots in [2] * chance.between(2, 5) + [9]:
+        pair.reserve(name, pair.asked(name, Side.BUY, lots, 10_003, product))
+    pair.restore(name, f"product|{product}", before)
 
 
 def trade_there_and_back(pair: LedgerPair, chance: Chance) -> None:
@@ -207,7 +264,7 @@ def trade_there_and_back(pair: LedgerPair, chance: Chance) -> None:
     name, product = chance.pick(NAMES), chance.pick(list(SCALES))
     strategy, lots = chance.pick(list(STRATEGIES)), chance.between(1, 8)
     for side in (Side.BUY, Side.SELL):
-        asked = pair.asked(name, side, lots, 10_000, product, strategy)
+        asked = pair.asked(name, side, lots, 10_003, product, strategy)
         if not pair.reserve(name, asked).denials:
             pair.send(name, asked.client_order_id)
             _fill(pair, chance, name, asked.client_order_id, lots)
@@ -218,7 +275,7 @@ def exit_that_ends_late(pair: LedgerPair, chance: Chance) -> None:
     name, product = chance.pick(NAMES), chance.pick(list(SCALES))
     strategy = chance.pick(list(STRATEGIES))
     for side, lots in ((Side.BUY, 4), (Side.SELL, 4)):
-        asked = pair.asked(name, side, lots, 10_000, product, strategy)
+        asked = pair.asked(name, side, lots, 10_003, product, strategy)
         if pair.reserve(name, asked).denials:
             return
         pair.send(name, asked.client_order_id)
@@ -351,6 +408,7 @@ STEPS: Final[dict[Step, int]] = {
     reserve_several: 3,
     reserve_what_should_pass: 4,
     reserve_at_a_limit: 6,
+    lose_to_a_limit: 2,
     check: 2,
     ask_again: 1,
     touch_what_was_denied: 1,
@@ -363,6 +421,8 @@ STEPS: Final[dict[Step, int]] = {
     cancel: 2,
     ask_twice: 2,
     venue_rejects: 2,
+    flood_with_cancels: 1,
+    outgrow_the_usual: 1,
     trade_there_and_back: 4,
     exit_that_ends_late: 1,
     finish_outbox: 1,
@@ -399,7 +459,7 @@ def _any_order(pair: LedgerPair, chance: Chance, wanted: Callable[[Held], bool])
 
 def _fill(pair: LedgerPair, chance: Chance, name: str, order_id: str, lots: int) -> None:
     pair.number += 1
-    ticks = chance.pick([10_000, 9_500, 10_500, chance.between(8_000, 12_000)])
+    ticks = chance.pick([10_001, 9_507, 10_503, chance.between(8_000, 12_000)])
     pair.fill(name, order_id, f"t-{pair.number}", lots, ticks, chance.pick([0, 7, 600, -50]))
 
 

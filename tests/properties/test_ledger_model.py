@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from cluster.ledger import Ledger
 from conf.settings import Settings
 from tests.properties.ledger_pair import LedgerPair
-from tests.properties.ledger_steps import STEPS, Step
+from tests.properties.ledger_steps import STEPS, Step, crash
 from tests.servers import Kind, Server, binary, redis_secrets
 
 T = TypeVar("T")
@@ -136,7 +136,8 @@ def _as_rule(step: Step) -> Any:
     return rule(data=st.data())(taken)
 
 
-for _step in STEPS:
+# A crash takes as long as twenty other steps, and shrinking would take its time anew with every try: walks have it.
+for _step in [step for step in STEPS if step is not crash]:
     setattr(LedgerMachine, _step.__name__, _as_rule(_step))
 
 
@@ -189,6 +190,8 @@ def walk(steps: int, seed: int = 3) -> Callable[[type[LedgerMachine]], None]:
     return lambda machine: machine.walk(steps, seed)
 
 
+# Patient: Hypothesis may take five minutes to make a failure smaller.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "number"), [("valkey", 50), ("redis", 15)])
 def test_model_and_server_agree_after_every_step(run_on: Any, kind: Kind, number: int) -> None:
     machine = run_on(kind, sequences(number, 20))
