@@ -188,7 +188,7 @@ class Replay:
         order = Held(row.id, request, row.by, warnings, notional, cash, lots, lots, row.us, row.us)
         self.orders[row.id] = order
         if "override" in data:
-            self.approvals[data["override"]] |= {"status": "USED"}
+            self._use_override(data["override"], request)
         self.book.figures["reserved"] += cash
         self._count_open(order, 1, lots, notional, 1)
         for book, prefix, scope in self._scopes(order):
@@ -203,6 +203,16 @@ class Replay:
             window_ms = number(strategy, "repeat_window_ms") or 0
             self.book.count(f"s|{order.strategy}|repeats", row.us // 1000, window_ms)
         self.book.remember_size(order.product, lots)
+
+    def _use_override(self, name: str, request: list[str]) -> None:
+        """Two people must have agreed to exactly this order, for now, and for no order before it."""
+        proposal = self.approvals[name]
+        payload = json.loads(proposal["payload"])
+        approved = (proposal["kind"], proposal["status"]) == ("OVERRIDE", "APPLIED")
+        due = self.us // 1000 <= int(proposal["expires_ms"])
+        if not approved or not due or [payload["id"], payload["fingerprint"]] != request[:2]:
+            raise ValueError(f"order {request[0]} had no override {name} to use")
+        proposal["status"] = "USED"
 
     def _denied(self, row: Row, data: Mapping[str, Any]) -> None:
         request = data["request"]

@@ -5,7 +5,8 @@ A lot of BTC-USD is worth 10 micros at a tick.
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -33,6 +34,56 @@ def figures(log: Writer) -> dict[str, str]:
 def picked(log: Writer, *names: str) -> list[int]:
     found = figures(log)
     return [int(found.get(name, "0")) for name in names]
+
+
+OVERRIDE: Final = {
+    "id": "3",
+    "kind": "OVERRIDE",
+    "status": "PENDING",
+    "payload": json.dumps({"id": "o-1", "fingerprint": "print"}),
+    "expires_ms": str(START_US // 1000 + 1_000),
+}
+
+
+def overridden(log: Writer, proposal: dict[str, str], approved: bool = True, order: str = "o-1") -> None:
+    """An order that was let over its limits by proposal 3."""
+    log.write("PROPOSED", "3", proposal)
+    if approved:
+        log.write("APPROVED", "3", {"second": "b"}, by="key-b")
+    other = Writer()
+    other.reserved(order, 10, 10_000)
+    log.write("RESERVED", order, json.loads(other.rows[-1].data) | {"override": "3"})
+
+
+def test_an_override_is_used_by_its_order(log: Writer) -> None:
+    overridden(log, OVERRIDE)
+    assert json.loads(rebuild(log.rows)[":approvals"]["3"])["status"] == "USED"
+
+
+NO_OVERRIDES: list[tuple[str, dict[str, str], bool, str]] = [
+    # what, how the proposal differs, whether it was approved, the order
+    ("nobody approved it", {}, False, "o-1"),
+    ("of another order", {}, True, "o-2"),
+    ("of another body", {"payload": json.dumps({"id": "o-1", "fingerprint": "other"})}, True, "o-1"),
+    ("too late", {"expires_ms": str(START_US // 1000)}, True, "o-1"),
+    ("another kind", {"kind": "RESUME"}, True, "o-1"),
+]
+
+
+@pytest.mark.parametrize(("what", "differs", "approved", "order"), NO_OVERRIDES, ids=[row[0] for row in NO_OVERRIDES])
+def test_a_log_in_which_an_order_passed_without_its_override_is_broken(
+    log: Writer, what: str, differs: dict[str, str], approved: bool, order: str
+) -> None:
+    overridden(log, OVERRIDE | differs, approved, order)
+    with pytest.raises(BrokenAudit, match="no override 3"):
+        rebuild(log.rows)
+
+
+def test_an_override_is_used_once(log: Writer) -> None:
+    overridden(log, OVERRIDE)
+    log.write("RESERVED", "o-1", log.rows[-1].data)
+    with pytest.raises(BrokenAudit, match="no override 3"):
+        rebuild(log.rows)
 
 
 def test_a_position_is_marked_to_the_middle(log: Writer) -> None:
