@@ -184,11 +184,19 @@ def entries(desk: Desk) -> list[dict[str, str]]:
     return desk.ledger(lambda ledger: audit(ledger, ACCOUNT))
 
 
-def settle(desk: Desk, timeout_s: float = 120.0) -> None:
-    """Wait until nothing is on its way to the venue, then cancel what rests there."""
-    eventually(lambda: desk.ledger(lambda ledger: ledger.outbox_length(ACCOUNT)) == 0, timeout_s, "an empty outbox")
-    desk.cancel_all(STRATEGY)
-    eventually(lambda: desk.ledger(lambda ledger: ledger.outbox_length(ACCOUNT)) == 0, timeout_s, "an empty outbox")
+def settle(desk: Desk, timeout_s: float = 240.0) -> None:
+    """Cancel what rests and wait until every order has ended and nothing is on its way to the venue."""
+    cancelled: set[str] = set()
+
+    def ended() -> bool:
+        open_orders = desk.ledger(lambda ledger: ledger.open_orders(ACCOUNT))
+        resting = {fields["client_order_id"] for fields in open_orders if fields["tif"] == "GTC"}
+        for order_id in resting - cancelled:
+            reply = desk.http.delete(f"/v1/orders/{order_id}", params={"account": ACCOUNT})
+            cancelled.update([order_id] if reply.status_code in {200, 202} else [])
+        return not open_orders and desk.ledger(lambda ledger: ledger.outbox_length(ACCOUNT)) == 0
+
+    eventually(ended, timeout_s, "every order has ended")
 
 
 def ledger_process(desk: Desk) -> psutil.Process:
