@@ -105,8 +105,8 @@ class Wire:
             asks_for_waitaof=settings.wait_aof,
             db=settings.database,
             password=password,
-            # Each exchange has a time-out of its own; one more for every reply in it costs a tenth of a call.
-            socket_timeout=None,
+            # Beside the exchange's own: a cancelled pipeline keeps its connection, one that timed out gives it back.
+            socket_timeout=settings.timeout_s,
             socket_connect_timeout=settings.connect_timeout_s,
             # Nothing is repeated behind our back; _exchange says what may be.
             retry=Retry(NoBackoff(), 0),
