@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +69,9 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=REPORT)
     parser.add_argument("-k", dest="only", default="", help="as pytest's; a part of the set is not worth a report")
     options = parser.parse_args()
+    # However it is told to end, it ends what it has started (a shell in the background lets the first be ignored).
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     load = _load()
     run, begin_s = FaultRun(options.seeds), time.monotonic()
     arguments = [str(HERE), "-s", "-q", "--timeout=600", "-p", "no:cacheprovider"]
