@@ -455,6 +455,8 @@ class Account(Holder):
         self.recent: defaultdict[str, list[int]] = defaultdict(list)
         self.duplicates: dict[tuple[object, ...], int] = {}
         self.outbox: list[tuple[str, str]] = []
+        self.differences = 0
+        """Figures of the books that somebody has spoilt."""
 
     def record(self, scope: str) -> Record:
         """A scope's limits; a key without a record of its own has those of all keys."""
@@ -765,6 +767,12 @@ class Account(Holder):
         if window.count > record.number("max_venue_errors").hard:
             self.latch("account", "REDUCING", "VENUE_UNHEALTHY")
 
+    def prove(self) -> int:
+        """Books that do not add up halt the account."""
+        if self.differences:
+            self.latch("account", "HALTED", "INVARIANT")
+        return self.differences
+
     def watch(self) -> list[str]:
         """Prices that have stayed old halt their product; returns the causes of new halts."""
         causes = []
@@ -833,6 +841,8 @@ class Account(Holder):
     def breached(self, scope: str, resuming: bool = False) -> list[str]:
         """Losses; and where a product is to be resumed, a market that is still not one to trade in."""
         found = self.losses(scope).reached(soft=False)
+        if resuming and scope == "account" and self.differences:
+            found.append("INVARIANT")
         quote = self.quotes.get(scope.partition("|")[2])
         if resuming and quote is not None:
             if quote.bid > quote.ask:

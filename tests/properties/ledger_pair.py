@@ -450,6 +450,16 @@ class LedgerPair:
         account.quote({p: Quote(bid, ask, set_ms, *(sizes or (0, 0))) for p, (bid, ask, sizes) in quotes.items()})
         self.story.append(f"{name}: quote {dict(quotes)}")
 
+    def spoil_the_book(self, name: str, by: int) -> None:
+        """Write a counter that is off by one, or put it right again; the next proof tells."""
+        key = f"{account_base(name)}:book"
+        self.run(self.ledger._direct("HINCRBY", key, "p|BTC-USD|open_orders", str(by)))
+        account = self.accounts[name]
+        account.differences += by
+        self.story.append(f"a counter of {name} is changed by {by}")
+        found, _ = self._timed(self.ledger.prove(name))
+        self.same(found, account.prove())
+
     def tighten(self, name: str | None, scope: str, state: TradingState) -> None:
         """Anybody may, alone."""
         (seq, asked, holds), span = self._timed(self.ledger.tighten(name, scope, state, "test", "why"))

@@ -327,6 +327,18 @@ def tighten(pair: LedgerPair, chance: Chance) -> None:
     pair.tighten(name, "global" if name is None else chance.pick(SCOPES), chance.pick(states))
 
 
+def spoil_the_book(pair: LedgerPair, chance: Chance) -> None:
+    """Books that do not add up: no two people resume, whatever else somebody halts, until they do."""
+    name = chance.pick(NAMES)
+    pair.spoil_the_book(name, 1)
+    if chance.pick([True, False]):
+        pair.tighten(name, "account", TradingState.CANCEL_ALL)
+    proposal_id = pair.propose_resume(name, "account", ANN)
+    assert pair.approve(name, proposal_id, BOB) == "STILL_BREACHED", pair.told()
+    pair.spoil_the_book(name, -1)
+    pair.approve(name, proposal_id, BOB)
+
+
 def resume_all(pair: LedgerPair, _: Chance) -> None:
     """Two people resume what may be resumed."""
     pair.resume_all()
@@ -437,6 +449,7 @@ STEPS: Final[dict[Step, int]] = {
     watch: 1,
     quote: 5,
     tighten: 2,
+    spoil_the_book: 1,
     resume_all: 1,
     propose_resume: 1,
     decide_on_a_proposal: 2,
