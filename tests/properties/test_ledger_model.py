@@ -27,14 +27,14 @@ WALKED_ON: Final = 40
 
 
 MET_BY_A_WALK: Final = {
-    "ACCEPTED", "RATE_LIMIT", "MSG_RATE", "INSUFFICIENT_FUNDS", "FAT_FINGER", "OTR", "BAD_BOOK", "CONCENTRATION",
-    "MARKET_CLOSED", "SELF_TRADE", "TRADING_HALTED", "REDUCE_ONLY_WOULD_INCREASE", "check", "crash",
-    "fill APPLIED PARTIALLY_FILLED", "fill APPLIED FILLED", "fill DUPLICATE FILLED", "cancel CANCELLED",
-    "cancel REQUESTED", "cancel ALREADY", "release True", "release False", "limits lowered", "limits raised",
-    "tightened HALTED", "approve APPLIED", "approve DONE", "approve NOT_FOUND", "approve STILL_BREACHED",
-    "latched BAD_BOOK", "latched OVERFILL",
+    "ACCEPTED", "RATE_LIMIT", "MSG_RATE", "INSUFFICIENT_FUNDS", "FAT_FINGER", "OTR", "REDUCE_ONLY_WOULD_INCREASE",
+    "check", "crash", "fill APPLIED PARTIALLY_FILLED", "fill APPLIED FILLED", "fill DUPLICATE FILLED",
+    "cancel CANCELLED", "cancel REQUESTED", "cancel ALREADY", "release True", "release False", "limits lowered",
+    "limits raised", "tightened HALTED", "approve APPLIED", "approve DONE", "approve NOT_FOUND",
+    "approve STILL_BREACHED", "latched OVERFILL",
 }  # fmt: skip
 MET_BY_A_LONG_WALK: Final = MET_BY_A_WALK | {
+    "SELF_TRADE", "MARKET_CLOSED", "latched BAD_BOOK", "BAD_BOOK", "CONCENTRATION", "TRADING_HALTED",
     "NOTIONAL_EXCEEDS_MAX", "QTY_EXCEEDS_MAX", "MAX_GROSS", "MAX_NET", "MAX_POSITION", "MAX_OPEN_ORDERS",
     "MAX_OPEN_VALUE", "LEVERAGE", "DAILY_ORDERS", "DAILY_TURNOVER", "PRICE_COLLAR", "SHORT_NOT_ALLOWED",
     "STALE_REFERENCE", "REDUCE_ONLY_MODE", "DUPLICATE_ORDER", "VOLATILITY_HALT", "MISSING_REFERENCE",
@@ -43,7 +43,7 @@ MET_BY_A_LONG_WALK: Final = MET_BY_A_WALK | {
     "tightened CANCEL_ALL", "approve CHANGED", "approve EXPIRED", "approve SAME_PERSON", "latched COOLDOWN",
     "latched DAILY_LOSS", "latched DRAWDOWN", "latched REJECT_STORM", "latched REPEAT_EXECUTION",
     "latched STALE_REFERENCE", "latched VENUE_UNHEALTHY", "DAILY_LOSS reached", "DAILY_LOSS not yet",
-    "DAILY_LOSS soft level reached",
+    "DAILY_LOSS soft level reached", "latched INVARIANT",
 }  # fmt: skip
 
 
