@@ -109,8 +109,7 @@ class Execution:
 
         Raises ``BooksLost`` where the ledger has forgotten what it once knew: nobody may trade on what is left.
         """
-        for account in (None, self._account):
-            await self._anchors.require(self._ledger, account)
+        await self._require_books()
         self._epoch = await self._ledger.claim(self._account, "execution")
         products = await asyncio.to_thread(self._venue.products)
         self._products = {product.product_id: product for product in products}
@@ -123,6 +122,10 @@ class Execution:
         await self._ledger.admit(self._account, self._epoch)
         await self._anchor()
         await self._beat()
+
+    async def _require_books(self) -> None:
+        for account in (None, self._account):
+            await self._anchors.require(self._ledger, account)
 
     async def _anchor(self) -> None:
         """Note outside the server, signed, how far the audit has come."""
@@ -158,6 +161,7 @@ class Execution:
         if failures:
             await self._ledger.venue_errors(self._account, self._epoch, failures)
         if "NOT_ADMITTED" in await self._ledger.watch(self._account, self._epoch):
+            await self._require_books()
             try:
                 await self.reconcile()
             except VenueError as error:
