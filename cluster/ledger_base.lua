@@ -195,49 +195,63 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- books: fields read together, changed in memory, written together
 
--- name -> its place in a list of names; both belong together and are shared, so nobody may change them.
+-- name -> its place in a list of names, and as many falses; all belong together and are shared, so nobody changes them.
 local function indexed(names)
-  local index = {}
+  local index, blank = {}, {}
   for i = 1, #names do
     index[names[i]] = i
+    blank[i] = false
   end
-  return { names = names, index = index }
+  return { names = names, index = index, blank = blank }
 end
 
+-- The fields named are kept by their place, so that no table grows while an order waits; others by name, as they come.
 local function read_book(key, fields)
-  return { key = key, raw = redis.call('HMGET', key, unpack(fields.names)), index = fields.index, values = {}, changed = {} }
+  return { key = key, fields = fields, index = fields.index, values = redis.call('HMGET', key, unpack(fields.names)),
+    dirty = { unpack(fields.blank) }, others = {}, others_dirty = {} }
 end
 
 -- The field as it is now: a number once it has been used as one, else its text; false where there is none.
 local function value_of(book, name)
-  local value = book.values[name]
+  local i = book.index[name]
+  if i then
+    return book.values[i]
+  end
+  local value = book.others[name]
   if value == nil then
-    local i = book.index[name]
-    if i then
-      value = book.raw[i]
-    else
-      value = redis.call('HGET', book.key, name)
-    end
-    book.values[name] = value
+    value = redis.call('HGET', book.key, name)
+    book.others[name] = value
   end
   return value
 end
 
 local function figure(book, name)
-  local value = book.values[name]
-  if value == nil then
+  local i = book.index[name]
+  local value
+  if i then
+    value = book.values[i]
+  else
     value = value_of(book, name)
-  elseif type(value) == 'number' then
+  end
+  if type(value) == 'number' then
     return value
   end
   local n = value and own_integer(value) or 0
-  book.values[name] = n
+  if i then
+    book.values[i] = n
+  else
+    book.others[name] = n
+  end
   return n
 end
 
 local function put_value(book, name, value)
-  book.values[name] = value
-  book.changed[name] = true
+  local i = book.index[name]
+  if i then
+    book.values[i], book.dirty[i] = value, true
+  else
+    book.others[name], book.others_dirty[name] = value, true
+  end
 end
 
 local function add(book, name, n)
@@ -251,15 +265,24 @@ local function add(book, name, n)
 end
 
 local function write_book(book)
-  local flat, n = {}, 0
-  for name in pairs(book.changed) do
-    local value = book.values[name]
+  local flat, n, names, dirty = {}, 0, book.fields.names, book.dirty
+  for i = 1, #names do
+    if dirty[i] then
+      local value = book.values[i]
+      flat[n + 1] = names[i]
+      flat[n + 2] = type(value) == 'number' and text(value) or value
+      n = n + 2
+    end
+  end
+  for name in pairs(book.others_dirty) do
+    local value = book.others[name]
     flat[n + 1] = name
     flat[n + 2] = type(value) == 'number' and text(value) or value
     n = n + 2
   end
   if n > 0 then
     redis.call('HSET', book.key, unpack(flat))
+    book.dirty, book.others_dirty = { unpack(book.fields.blank) }, {}
   end
 end
 

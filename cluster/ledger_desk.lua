@@ -222,7 +222,7 @@ local function apply_limits(ctx, before, changes, by, baseline, reason)
   redis.call('HLEN', base .. ':state')
   redis.call('SCARD', DESK .. ':accounts')
   finish(ctx)
-  ctx.entries, ctx.alerts, ctx.states, ctx.book.changed = {}, {}, {}, {}
+  ctx.entries, ctx.alerts, ctx.states = {}, {}, {}
   for _, scope in ipairs(scopes) do
     if changes[scope] then
       redis.call('HSET', base .. ':limits', scope, changes[scope])
