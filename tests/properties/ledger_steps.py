@@ -299,7 +299,7 @@ def take_over(pair: LedgerPair, chance: Chance) -> None:
 
 def venue_errors(pair: LedgerPair, chance: Chance) -> None:
     """The venue fails."""
-    pair.venue_errors(chance.pick(NAMES), chance.between(0, 3))
+    pair.venue_errors(chance.pick(NAMES), chance.pick([1, 0, 2, 5]))
 
 
 def watch(pair: LedgerPair, chance: Chance) -> None:
@@ -361,7 +361,9 @@ def propose_resume(pair: LedgerPair, chance: Chance) -> None:
 def decide_on_a_proposal(pair: LedgerPair, chance: Chance) -> None:
     """A person says yes or no to something; perhaps to nothing, to what it was not, or to an own wish."""
     name = chance.pick(list(BOOKS))
-    proposal_id = chance.pick([*[*pair.holder(name).proposals][-4:], "999"])
+    proposals = pair.holder(name).proposals
+    waiting = [proposal_id for proposal_id, proposal in proposals.items() if proposal.status == "PENDING"]
+    proposal_id = chance.pick([*waiting[-3:], *[*proposals][-2:], "999"])
     if chance.pick([True, True, True, False]):
         pair.approve(name, proposal_id, chance.pick([BOB, ANN]), right=chance.pick([True, True, True, False]))
     else:
@@ -445,14 +447,14 @@ STEPS: Final[dict[Step, int]] = {
     exit_that_ends_late: 1,
     finish_outbox: 1,
     take_over: 1,
-    venue_errors: 1,
+    venue_errors: 2,
     watch: 1,
     quote: 5,
     tighten: 2,
     spoil_the_book: 1,
     resume_all: 1,
     propose_resume: 1,
-    decide_on_a_proposal: 2,
+    decide_on_a_proposal: 3,
     limit: 4,
     limit_together: 4,
     unlimit: 1,
