@@ -21,6 +21,7 @@ COMMANDS = [
     "risk status", "risk halt", "risk resume", "risk approvals", "risk approve", "risk refuse", "risk alerts",
     "risk watch", "risk verify", "limits show", "limits set", "limits proposals", "limits approve", "limits refuse",
     "limits history", "keys create", "keys list", "keys revoke", "orders submit", "orders ls", "orders cancel",
+    "orders override",
     "audit show", "audit verify", "audit archive", "audit reset",
 ]  # fmt: skip
 
