@@ -335,6 +335,7 @@ def spoil_the_book(pair: LedgerPair, chance: Chance) -> None:
         pair.tighten(name, "account", TradingState.CANCEL_ALL)
     proposal_id = pair.propose_resume(name, "account", ANN)
     assert pair.approve(name, proposal_id, BOB) == "STILL_BREACHED", pair.told()
+    pair.met("latched INVARIANT")
     pair.spoil_the_book(name, -1)
     pair.approve(name, proposal_id, BOB)
 
