@@ -356,7 +356,10 @@ def propose_resume(pair: LedgerPair, chance: Chance) -> None:
         pair.let_expire(name, proposal_id)
         assert pair.approve(name, proposal_id, BOB if person == ANN else ANN) == "EXPIRED"
     else:
-        pair.propose_resume(name, scope, person)
+        proposal_id = pair.propose_resume(name, scope, person)
+        # The same person says yes, and another one to something else than what is asked: neither counts.
+        for approver, right in chance.pick([[], [(person, True), (BOB if person == ANN else ANN, False)]]):
+            pair.approve(name, proposal_id, approver, right)
 
 
 def decide_on_a_proposal(pair: LedgerPair, chance: Chance) -> None:
