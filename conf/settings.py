@@ -37,6 +37,9 @@ class SettingsError(ValueError):
     """A setting, a limit or a secret is missing, unknown or out of range; the text names field, value and rule."""
 
 
+Environment = Literal["paper", "sandbox", "live"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -140,6 +143,15 @@ class VenueSettings(_Section):
     host_port: str | None = None
     timeout_s: float = Field(5.0, gt=0, le=60)
     requests_per_s: float = Field(25.0, gt=0, le=1000)
+    cancel_share: float = Field(0.2, ge=0, lt=1, description="part of the requests that only cancels may use")
+    allow_transfer_key: bool = Field(False, description="take a key that may move funds; one without is safer")
+
+    @property
+    def environment(self) -> Environment:
+        """Where orders end: paper (the simulator), sandbox (Coinbase's canned answers) or live (real money)."""
+        if self.kind == "simulator":
+            return "paper"
+        return "sandbox" if (self.host_port or "").startswith("api-sandbox.") else "live"
 
 
 class SimulatorSettings(_Section):
@@ -158,6 +170,8 @@ class ExecutionSettings(_Section):
     reference_interval_s: float = Field(1.0, gt=0, le=60)
     poll_interval_s: float = Field(0.25, gt=0, le=60)
     reconcile_interval_s: float = Field(30.0, gt=0, le=600)
+    stream: bool = Field(True, description="listen to the venue's channels; without, orders and prices are only polled")
+    deadman_s: float = Field(15.0, ge=2, le=600, description="after this silence of execution all orders are cancelled")
 
 
 class Secrets(_Section):
@@ -254,7 +268,7 @@ def load_settings(profile: str | None = None, state_dir: Path | None = None) -> 
         settings = Settings(**read_mapping(path) | {"profile": name, "state_dir": folder})
         # What the caller names beats the environment, so that one process can look at another desk.
         facts = {**running, "profile": name, "state_dir": folder}
-        return _SettledSettings(**_merge(settings.model_dump(), facts))
+        return _fenced(_SettledSettings(**_merge(settings.model_dump(), facts)))
     except ValidationError as error:
         raise SettingsError(describe(error)) from None
     except UnreadableVariable as error:
@@ -354,6 +368,14 @@ def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
         known = section in Settings.model_fields or name == API_KEY_VARIABLE
         if name.upper().startswith("DESK_") and not known:
             raise SettingsError(f"{name}: not a setting (environment); see conf/settings.py")
+
+
+def _fenced(settings: Settings) -> Settings:
+    """Whoever works with the paper profile must never find out afterwards that it was real money."""
+    if (settings.profile == "live") != (settings.venue.environment == "live"):
+        where = f"a venue whose orders are {settings.venue.environment}"
+        raise SettingsError(f"profile: {settings.profile} does not go with {where} (venue.kind, venue.host_port)")
+    return settings
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,12 +72,24 @@ class Side(StrEnum):
 
 
 class OrderType(StrEnum):
+    """What an order asks for.
+
+    STOP_LIMIT rests unseen until the market reaches ``stop_price`` (a purchase from below, a sale from above), then is
+    a LIMIT order. BRACKET leaves a position: at ``limit_price`` with a profit or, once ``stop_price`` is reached, with a
+    limit 5 % beyond it (Coinbase's rule for trigger brackets).
+    """
+
     MARKET = "MARKET"
     LIMIT = "LIMIT"
+    STOP_LIMIT = "STOP_LIMIT"
+    BRACKET = "BRACKET"
 
 
 class TimeInForce(StrEnum):
+    """How long: until cancelled, until ``end_ns``, at once what can be had, at once all or nothing."""
+
     GTC = "GTC"
+    GTD = "GTD"
     IOC = "IOC"
     FOK = "FOK"
 
@@ -231,6 +243,7 @@ class Order:
     """An order as its sender means it. ``client_order_id`` is the sender's own and never changes.
 
     ``strategy_version`` names the code that decided; "" says nothing, which only a strategy with any version may.
+    ``stop_price`` (STOP_LIMIT, BRACKET) is the trigger; ``end_ns`` (GTD) when it expires, in nanoseconds UTC.
     """
 
     client_order_id: str
@@ -245,6 +258,8 @@ class Order:
     post_only: bool = False
     reduce_only: bool = False
     strategy_version: str = ""
+    stop_price: Decimal | None = None
+    end_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
