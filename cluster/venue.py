@@ -19,19 +19,23 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 import certifi
 import requests
 import urllib3.exceptions
+from coinbase import jwt_generator
 from coinbase.rest import RESTClient
 
 from cluster import venue_shapes as shapes
 from cluster.venue_endpoint import (
     COINBASE_HOST,
+    Budget,
     EndpointError,
+    ProcessBudget,
+    RequestKind,
     SafeLog,
-    TokenBucket,
     VenueEndpoint,
     VenueError,
     VenueGarbage,
@@ -47,7 +51,12 @@ from cluster.venue_endpoint import (
 )
 from cluster.venue_shapes import (
     Balance,
+    BookSnapshot,
+    FeeTier,
     Json,
+    KeyPermissions,
+    Portfolio,
+    Preview,
     Quote,
     VenueOrder,
 )
@@ -57,7 +66,14 @@ __all__ = [
     "CANDLES_MAX",
     "COINBASE_HOST",
     "Balance",
+    "BookSnapshot",
+    "Budget",
     "EndpointError",
+    "FeeTier",
+    "KeyPermissions",
+    "Portfolio",
+    "Preview",
+    "ProcessBudget",
     "Quote",
     "Venue",
     "VenueEndpoint",
@@ -70,6 +86,7 @@ __all__ = [
     "VenueUnauthorised",
     "VenueUnavailable",
     "VenueUnknown",
+    "check_key",
     "simulator_endpoint",
 ]
 
@@ -80,7 +97,10 @@ _PAGES_MAX: Final = 1_000
 _PAGE_SIZE: Final = 250
 _FILLS_PAGE_SIZE: Final = 100
 _CANCELS_PER_CALL: Final = 100
+_ORDER_IDS_PER_CALL: Final = 100
 _KNOWN_ORDERS_MAX: Final = 10_000
+_LEVELS_MAX: Final = 500
+_EQUAL_EDIT: Final = "EDIT_REQUEST_EQUAL_TO_ORIGINAL_REQUEST"
 # How far back an order is looked for by our own id when the caller does not say since when.
 _LOOK_BACK_S: Final = 2 * 86_400
 
@@ -90,14 +110,18 @@ _log = logging.getLogger(__name__)
 class Venue:
     """The venue at one endpoint. Thread-safe: every thread has its own sessions."""
 
-    def __init__(self, endpoint: VenueEndpoint) -> None:
-        """Makes no request. Raises ``EndpointError`` where the certificate file cannot be used."""
+    def __init__(self, endpoint: VenueEndpoint, budget: Budget | None = None) -> None:
+        """Makes no request. ``budget`` None: the endpoint's rates, for this process alone.
+
+        Raises ``EndpointError`` where the certificate file cannot be used.
+        """
         _quiet_sdk_log()
         self.endpoint = endpoint
-        self._verify = str(endpoint.ca_file) if endpoint.ca_file else certifi.where()
-        check_ca(self._verify)
-        self._private_budget = TokenBucket(endpoint.requests_per_s)
-        self._public_budget = TokenBucket(endpoint.public_requests_per_s)
+        self.trusted_file = str(endpoint.ca_file) if endpoint.ca_file else certifi.where()
+        check_ca(self.trusted_file)
+        self._budget = budget or ProcessBudget(
+            endpoint.requests_per_s, endpoint.public_requests_per_s, endpoint.cancel_share
+        )
         self._local = threading.local()
         # Weak, so that the connections of a thread that has ended go with it.
         self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()
@@ -133,9 +157,18 @@ class Venue:
 
     def product(self, product_id: str) -> Product:
         """One product; raises ``VenueNotFound``."""
-        return shapes.read_product(
-            self._read_public(lambda client: client.get_public_product(shapes.product_path(product_id)))
-        )
+        path = shapes.product_path(product_id)
+        found = shapes.read_product(self._read_public(lambda client: client.get_public_product(path)))
+        shapes.same_product(found.product_id, product_id)
+        return found
+
+    def product_book(self, product_id: str, levels: int) -> BookSnapshot:
+        """The best ``levels`` (1 to 500) of each side; needs no key. Raises ``VenueNotFound``, ``ValueError``."""
+        if not 1 <= levels <= _LEVELS_MAX:
+            raise ValueError(f"levels: expected 1 to {_LEVELS_MAX}, was {levels}")
+        name = shapes.product_path(product_id)
+        answer = self._read_public(lambda client: client.get_public_product_book(name, limit=levels))
+        return shapes.read_book(shapes.object_of(answer, "pricebook"), product_id)
 
     def candles(self, product_id: str, granularity: Granularity, start_s: int, end_s: int) -> Bars:
         """One page of bars whose start lies in ``[start_s, end_s)`` (UNIX seconds), oldest first.
@@ -177,10 +210,32 @@ class Venue:
         pages = self._pages("accounts", lambda client, cursor: client.get_accounts(limit=_PAGE_SIZE, cursor=cursor))
         return [shapes.read_balance(item) for page in pages for item in shapes.list_of(page, "accounts")]
 
+    def portfolios(self) -> list[Portfolio]:
+        """All portfolios of the user, whatever the key's own is."""
+        return list(map(shapes.read_portfolio, shapes.list_of(self._read(lambda c: c.get_portfolios()), "portfolios")))
+
+    def fee_tier(self) -> FeeTier:
+        """What orders cost now."""
+        return shapes.read_fee_tier(self._read(lambda client: client.get_transaction_summary(product_type="SPOT")))
+
+    def key_permissions(self) -> KeyPermissions:
+        """What the key may do."""
+        return shapes.read_key_permissions(self._read(lambda client: client.get_api_key_permissions()))
+
+    def stream_token(self) -> str:
+        """A fresh token for one subscription to the venue's channels; empty without a key."""
+        if self.endpoint.key_name is None:
+            return ""
+        client = self._client(private=True)
+        return str(jwt_generator.build_ws_jwt(client.api_key, client.api_secret))
+
     def order(self, venue_order_id: str) -> VenueOrder:
         """One order by the venue's id; raises ``VenueNotFound``."""
-        answer = self._read(lambda client: client.get_order(shapes.order_path(venue_order_id)))
-        return self._seen(shapes.read_order(shapes.object_of(answer, "order")))
+        path = shapes.order_path(venue_order_id)
+        found = shapes.read_order(shapes.object_of(self._read(lambda client: client.get_order(path)), "order"))
+        if found.venue_order_id != venue_order_id:
+            raise VenueGarbage(f"order: asked for {venue_order_id}, the answer is about another")
+        return self._seen(found)
 
     def order_by_client_id(self, client_order_id: str, since_ns: int | None = None) -> VenueOrder | None:
         """The order with our id, looked for among those created since ``since_ns`` (None: two days).
@@ -209,23 +264,30 @@ class Venue:
             found |= {order.venue_order_id: order for order in self._listed(product_ids, group, start_ns)}
         return [order for order in found.values() if order.status in statuses]
 
-    def fills(self, order_id: str | None = None, since_ns: int | None = None) -> list[Fill]:
-        """Fills of one order (the venue's id) or of all, since ``since_ns``, oldest first.
+    def open_orders(self) -> list[VenueOrder]:
+        """All orders that can still execute: open, and queued for opening, cancelling or editing."""
+        queued, opened = shapes.status_groups([OrderStatus.OPEN])
+        found: dict[str, VenueOrder] = {}
+        # Queued ones are asked for before and after: an order that leaves or enters the book meanwhile is seen either
+        # way, and the last sight counts.
+        for group in (queued, opened, queued):
+            found |= {order.venue_order_id: order for order in self._listed(None, group, None)}
+        return list(found.values())
+
+    def fills(self, order_ids: Sequence[str] | None = None, since_ns: int | None = None) -> list[Fill]:
+        """Fills of these orders (the venue's ids) or, with None, of all, since ``since_ns``, oldest first.
 
         Coinbase's fills do not carry our client order id; it is remembered from orders seen, else the order is read.
         """
-        order_ids = None if order_id is None else [order_id]
-        start = None if since_ns is None else shapes.rfc3339(since_ns)
-        pages = self._pages(
-            "fills",
-            lambda client, cursor: client.get_fills(
-                order_ids=order_ids, start_sequence_timestamp=start, limit=_FILLS_PAGE_SIZE, cursor=cursor
-            ),
-        )
-        found = [self._fill(item) for page in pages for item in shapes.list_of(page, "fills")]
+        if order_ids is None:
+            groups: list[list[str] | None] = [None]
+        else:
+            ids = [shapes.order_path(order_id) for order_id in dict.fromkeys(order_ids)]
+            groups = [ids[begin : begin + _ORDER_IDS_PER_CALL] for begin in range(0, len(ids), _ORDER_IDS_PER_CALL)]
+        found = [fill for group in groups for fill in self._listed_fills(group, since_ns)]
         # The venue lists the newest first; turned round, fills of one moment keep the order they happened in.
-        kept = [fill for fill in found[::-1] if since_ns is None or fill.ts_ns >= since_ns // 1_000 * 1_000]
-        return sorted(kept, key=lambda fill: fill.ts_ns)
+        found.reverse()
+        return sorted(found, key=lambda fill: fill.ts_ns)
 
     # --- orders: never sent twice ---
 
@@ -250,6 +312,49 @@ class Venue:
         self._remember(venue_order_id, order.client_order_id)
         return venue_order_id
 
+    def preview(self, order: Order) -> Preview:
+        """What the venue says the order would come to. Nothing is placed, so it is asked again as any read."""
+        configuration = shapes.order_configuration(order)
+        return shapes.read_preview(
+            self._read(
+                lambda client: client.preview_order(
+                    product_id=order.product_id, side=order.side.value, order_configuration=configuration
+                )
+            )
+        )
+
+    def edit(
+        self, venue_order_id: str, quantity: Decimal, limit_price: Decimal, stop_price: Decimal | None = None
+    ) -> None:
+        """Change a resting order to these; ``quantity`` is the whole order's, with what is filled already.
+
+        Raises ``VenueRejected`` (it stays as it was), ``VenueUnavailable``, ``VenueThrottled``, ``VenueUnauthorised``
+        (not acted upon), ``VenueUnknown`` (perhaps changed: asking again is harmless).
+        """
+        changes = {"size": shapes.sent_decimal(quantity, "quantity")}
+        changes["price"] = shapes.sent_decimal(limit_price, "limit_price")
+        if stop_price is not None:
+            # Not a parameter of the SDK's method yet, but of the venue's (and of the SDK's next version).
+            changes["stop_price"] = shapes.sent_decimal(stop_price, "stop_price")
+        path = shapes.order_path(venue_order_id)
+        refusal = shapes.read_edit_refusal(self._write(lambda client: client.edit_order(path, **changes)))
+        if refusal is None or self._already(refusal, path, quantity, limit_price, stop_price):
+            return
+        raise refusal
+
+    def _already(
+        self, refusal: VenueRejected, venue_order_id: str, quantity: Decimal, limit: Decimal, stop: Decimal | None
+    ) -> bool:
+        """Whether an edit was refused because an earlier one, whose answer was lost, has done the same."""
+        if refusal.code != _EQUAL_EDIT:
+            return False
+        try:
+            found = self.order(venue_order_id)
+        except VenueError as error:
+            raise VenueUnknown(f"edit: refused as {_EQUAL_EDIT}, and the order could not be read: {error}") from None
+        same_stop = stop is None or found.stop_price == stop
+        return found.quantity == quantity and found.limit_price == limit and same_stop
+
     def cancel(self, venue_order_ids: Sequence[str]) -> dict[str, bool | str]:
         """Ask to cancel orders; for each id True where the venue took the request, else its reason as text.
 
@@ -258,7 +363,7 @@ class Venue:
         results: dict[str, bool | str] = {}
         for begin in range(0, len(venue_order_ids), _CANCELS_PER_CALL):
             group = list(venue_order_ids[begin : begin + _CANCELS_PER_CALL])
-            answer = self._write(lambda client, ids=group: client.cancel_orders(order_ids=ids))  # type: ignore[misc]
+            answer = self._write(lambda client, ids=group: client.cancel_orders(order_ids=ids), "cancel")  # type: ignore[misc]
             answered = shapes.read_cancel_results(answer)
             missing = [order_id for order_id in group if order_id not in answered]
             if missing:
@@ -266,10 +371,10 @@ class Venue:
             results |= {order_id: answered[order_id] for order_id in group}
         return results
 
-    def _write(self, call: Callable[[Any], Any]) -> Json:
+    def _write(self, call: Callable[[Any], Any], kind: RequestKind = "order") -> Json:
         """Send something that changes the venue's state: once, and an unusable answer is doubt, not failure."""
         self._need_key()
-        self._private_budget.take(self.endpoint.timeout_s)
+        self._budget.take(kind, self.endpoint.timeout_s)
         try:
             return _sent(call, self._client(private=True))
         except VenueGarbage as error:
@@ -296,6 +401,22 @@ class Venue:
                 order = self._seen(shapes.read_order(item))
                 if start_ns is None or order.created_ns >= start_ns // 1_000 * 1_000:
                     yield order
+
+    def _listed_fills(self, order_ids: list[str] | None, since_ns: int | None) -> Iterator[Fill]:
+        start = None if since_ns is None else shapes.rfc3339(since_ns)
+        pages = self._pages(
+            "fills",
+            lambda client, cursor: client.get_fills(
+                order_ids=order_ids, start_sequence_timestamp=start, limit=_FILLS_PAGE_SIZE, cursor=cursor
+            ),
+        )
+        for page in pages:
+            for item in shapes.list_of(page, "fills"):
+                # One that was not asked for is dropped, as with candles.
+                if order_ids is None or shapes.text_of(item, "order_id") in order_ids:
+                    fill = self._fill(item)
+                    if since_ns is None or fill.ts_ns >= since_ns // 1_000 * 1_000:
+                        yield fill
 
     def _fill(self, item: Json) -> Fill:
         order_id = shapes.text_of(item, "order_id")
@@ -331,9 +452,8 @@ class Venue:
 
     def _read_with(self, call: Callable[[Any], Any], private: bool) -> Json:
         """A read with at most two retries; only what a retry can mend is tried again."""
-        budget = self._private_budget if private else self._public_budget
         for attempt in range(_READ_TRIES):
-            budget.take(self.endpoint.timeout_s)
+            self._budget.take("read" if private else "public", self.endpoint.timeout_s)
             try:
                 return _sent(call, self._client(private))
             except (VenueUnknown, VenueUnavailable, VenueThrottled) as error:
@@ -384,7 +504,7 @@ class Venue:
         session = client.session
         # With trust_env the environment's CA bundle and proxies would override what is set here.
         session.trust_env = False
-        session.verify = self._verify
+        session.verify = self.trusted_file
         session.max_redirects = 0
         session.hooks["response"].append(self._check_origin)
         return client
@@ -395,6 +515,24 @@ class Venue:
         if says_simulated != self.endpoint.simulated:
             expected = "SIMULATED" if self.endpoint.simulated else "real"
             raise VenueGarbage(f"{self.endpoint.host_port}: expected a {expected} venue, the answer says otherwise")
+
+
+def check_key(venue: Venue, allow_transfer: bool) -> KeyPermissions | None:
+    """Ask what the key may do before it is used; None in the sandbox, which cannot be asked.
+
+    Raises ``EndpointError`` where it cannot trade, or where a live one may move funds and ``allow_transfer`` is False;
+    and what ``Venue.key_permissions`` raises.
+    """
+    if venue.endpoint.environment == "sandbox":
+        return None
+    permissions = venue.key_permissions()
+    if not permissions.can_view or not permissions.can_trade:
+        raise EndpointError("key_name: the key lacks the permission to view or to trade")
+    if permissions.can_transfer and venue.endpoint.environment == "live" and not allow_transfer:
+        raise EndpointError(
+            "key_name: the key may move funds; use one that may only view and trade, or set venue.allow_transfer_key"
+        )
+    return permissions
 
 
 # --- from the SDK's errors to ours ------------------------------------------------------------------------------------

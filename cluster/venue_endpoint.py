@@ -13,15 +13,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, Protocol
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pydantic import SecretStr
 
-from conf.settings import Secrets, Settings
+from conf.settings import Environment, Secrets, Settings
 
 COINBASE_HOST: Final = "api.coinbase.com"
+MARKET_STREAM: Final = "advanced-trade-ws.coinbase.com:443"
+USER_STREAM: Final = "advanced-trade-ws-user.coinbase.com:443"
+SIMULATED_KEY: Final = "organizations/simulated"
+"""How the names of the simulator's own keys begin."""
+
+RequestKind = Literal["public", "read", "order", "cancel"]
 _COINBASE_DOMAIN: Final = "coinbase.com"
 
 
@@ -76,6 +82,7 @@ class VenueEndpoint:
 
     ``host_port`` without scheme or path. ``simulated`` says what must be there: a simulated endpoint refuses hosts of
     Coinbase and answers that do not say SIMULATED; a real one refuses all other hosts and any answer that does.
+    ``environment`` is where orders end; given, it must be what host and ``simulated`` say (paper, sandbox or live).
     ``key_secret`` is PEM (ES256, Ed25519) or base64 of an Ed25519 key. Raises ``EndpointError``.
     """
 
@@ -87,6 +94,9 @@ class VenueEndpoint:
     simulated: bool = False
     requests_per_s: float = 30.0
     public_requests_per_s: float = 10.0
+    cancel_share: float = 0.2
+    # Never None once made: without a value it is what host and ``simulated`` say.
+    environment: Environment = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         """Check every field, so that no client is ever made with a key for the wrong place."""
@@ -96,16 +106,42 @@ class VenueEndpoint:
             raise EndpointError(f"host_port: {self.host_port} is Coinbase's; a simulated endpoint must not go there")
         if not self.simulated and not of_coinbase:
             raise EndpointError(f"host_port: {self.host_port} is not under {_COINBASE_DOMAIN}; is it a simulator?")
+        self._check_environment(host)
         for name in ("timeout_s", "requests_per_s", "public_requests_per_s"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise EndpointError(f"{name}: expected a positive number, was {value}")
+        if not 0 <= self.cancel_share < 1:
+            raise EndpointError(f"cancel_share: expected 0 or more and below 1, was {self.cancel_share}")
         if (self.key_name is None) != (self.key_secret is None):
             raise EndpointError("key_name, key_secret: expected both or none")
         if self.key_secret is not None:
             _check_key(self.key_secret)
         if self.ca_file is not None and not self.ca_file.is_file():
             raise EndpointError(f"ca_file: {self.ca_file} is not a file")
+
+    def _check_environment(self, host: str) -> None:
+        """Host, flag and key must belong to the environment: a paper key is refused by every real host."""
+        sandbox = any("sandbox" in label for label in host.split("."))
+        found: Environment = "paper" if self.simulated else "sandbox" if sandbox else "live"
+        if self.environment not in (None, found):
+            raise EndpointError(f"environment: {self.host_port} is {found}, expected {self.environment}")
+        object.__setattr__(self, "environment", found)
+        if not self.simulated and (self.key_name or "").startswith(SIMULATED_KEY):
+            raise EndpointError(f"key_name: a key of the simulator must not go to {self.host_port}")
+
+    @property
+    def market_stream(self) -> str:
+        """``host:port`` of the market channels; empty where there are none (sandbox)."""
+        return self._stream(MARKET_STREAM)
+
+    @property
+    def user_stream(self) -> str:
+        """``host:port`` of the user channel; empty where there is none (sandbox)."""
+        return self._stream(USER_STREAM)
+
+    def _stream(self, of_coinbase: str) -> str:
+        return {"paper": self.host_port, "sandbox": "", "live": of_coinbase}[self.environment]
 
 
 def simulator_endpoint(host_port: str, state_dir: Path, timeout_s: float = 5.0) -> VenueEndpoint:
@@ -141,7 +177,46 @@ def configured_endpoint(settings: Settings, secrets: Secrets) -> VenueEndpoint:
         key_secret=secrets.coinbase_private_key,
         timeout_s=venue.timeout_s,
         requests_per_s=venue.requests_per_s,
+        cancel_share=venue.cancel_share,
+        environment=venue.environment,
     )
+
+
+class Budget(Protocol):
+    """How many requests we may still make; one for a process, or one that all processes share."""
+
+    def take(self, kind: RequestKind, wait_s_max: float) -> None:
+        """Wait for a request of this kind, at most ``wait_s_max``; raises ``VenueThrottled`` where that is too short.
+
+        Called on any thread, and may block it.
+        """
+
+
+class ProcessBudget:
+    """The budget of one process: public requests on their own, and of the private ones a share only for cancels."""
+
+    def __init__(
+        self,
+        rate_per_s: float,
+        public_rate_per_s: float,
+        cancel_share: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        # Two buckets, because whoever waits in one has already taken what comes next: no queue of orders, however
+        # long, can be ahead of a cancel.
+        self._others = TokenBucket(rate_per_s * (1 - cancel_share), clock, sleep)
+        self._cancels = TokenBucket(rate_per_s * cancel_share, clock, sleep) if cancel_share > 0 else self._others
+        self._public = TokenBucket(public_rate_per_s, clock, sleep)
+
+    def take(self, kind: RequestKind, wait_s_max: float) -> None:
+        """As ``Budget.take``; a cancel uses what others leave before it waits for its own share."""
+        if kind == "public":
+            self._public.take(wait_s_max)
+        elif kind != "cancel":
+            self._others.take(wait_s_max)
+        elif not (self._cancels.try_take() or self._others.try_take()):
+            self._cancels.take(wait_s_max)
 
 
 class TokenBucket:
@@ -174,6 +249,14 @@ class TokenBucket:
             self._tokens -= 1.0
         if wait_s > 0:
             self._sleep(wait_s)
+
+    def try_take(self) -> bool:
+        """Take a token if there is one now."""
+        try:
+            self.take(0.0)
+        except VenueThrottled:
+            return False
+        return True
 
 
 def _host(host_port: str) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -54,7 +55,11 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class VenueOrder:
-    """An order as the venue sees it. ``average_price`` is 0 while nothing is filled."""
+    """An order as the venue sees it. ``average_price`` is 0 while nothing is filled.
+
+    What was asked for (``type`` and below) is None where the venue's configuration is one the desk does not send;
+    ``quantity`` also where a market order names money instead. ``raw_status`` is the venue's own word.
+    """
 
     venue_order_id: str
     client_order_id: str
@@ -66,6 +71,71 @@ class VenueOrder:
     total_fees: Decimal
     created_ns: int
     reject_reason: str
+    type: OrderType | None = None
+    time_in_force: TimeInForce | None = None
+    quantity: Decimal | None = None
+    limit_price: Decimal | None = None
+    stop_price: Decimal | None = None
+    post_only: bool = False
+    end_ns: int | None = None
+    raw_status: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What the venue says an order would come to, without placing it; amounts it does not know are 0.
+
+    ``quantity`` in base units, ``notional`` (fees included) and ``fee`` in quote currency.
+    """
+
+    quantity: Decimal
+    notional: Decimal
+    fee: Decimal
+    best_bid: Decimal
+    best_ask: Decimal
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Portfolio:
+    """A portfolio of the user; a key belongs to exactly one."""
+
+    uuid: str
+    name: str
+    type: str
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FeeTier:
+    """What orders cost now: rates as fractions of the notional, ``volume`` of the last 30 days in USD."""
+
+    name: str
+    maker_rate: Decimal
+    taker_rate: Decimal
+    volume: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPermissions:
+    """What the API key may do, and where."""
+
+    can_view: bool
+    can_trade: bool
+    can_transfer: bool
+    portfolio_uuid: str
+    portfolio_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class BookSnapshot:
+    """The best levels of a product, (price, size in base units), best first; a side may be empty."""
+
+    product_id: str
+    bids: tuple[tuple[Decimal, Decimal], ...]
+    asks: tuple[tuple[Decimal, Decimal], ...]
+    ts_ns: int
 
 
 def plain(value: Any) -> Any:
@@ -131,25 +201,70 @@ def order_configuration(order: Order) -> Json:
     if not _CLIENT_ORDER_ID.fullmatch(order.client_order_id):
         # The SDK would replace an empty id by a random one, and a retry would be a second order.
         raise VenueRejected(_INVALID, "client_order_id: expected 1 to 128 of letters, digits, '_', '-', '.', ':'")
-    size = _sent_decimal(order.quantity, "quantity")
-    if order.type is OrderType.MARKET:
-        if order.time_in_force is not TimeInForce.IOC or order.limit_price is not None or order.post_only:
-            raise VenueRejected(_INVALID, "a MARKET order is IOC, without limit_price and not post-only")
-        return {"market_market_ioc": {"base_size": size}}
-    if order.limit_price is None:
-        raise VenueRejected(_INVALID, "limit_price: a LIMIT order needs one")
-    if order.post_only and order.time_in_force is not TimeInForce.GTC:
-        raise VenueRejected(_INVALID, "post_only: only with GTC")
-    fields: Json = {"base_size": size, "limit_price": _sent_decimal(order.limit_price, "limit_price")}
-    if order.time_in_force is TimeInForce.GTC:
-        return {"limit_limit_gtc": fields | {"post_only": order.post_only}}
-    return {"sor_limit_ioc" if order.time_in_force is TimeInForce.IOC else "limit_limit_fok": fields}
+    name = _CONFIGURATION_NAMES.get((order.type, order.time_in_force))
+    if name is None:
+        raise VenueRejected(_INVALID, f"time_in_force: a {order.type} order is never {order.time_in_force}")
+    _check_fields(order)
+    fields: Json = {"base_size": sent_decimal(order.quantity, "quantity")}
+    if order.limit_price is not None:
+        fields["limit_price"] = sent_decimal(order.limit_price, "limit_price")
+    if order.stop_price is not None:
+        fields |= _stop_fields(order, order.stop_price)
+    if order.end_ns is not None:
+        fields["end_time"] = rfc3339(order.end_ns)
+    if order.type is OrderType.LIMIT and order.time_in_force in _RESTING:
+        fields["post_only"] = order.post_only
+    return {name: fields}
 
 
+# ``market_market_fok`` is left out on purpose: Coinbase refuses it on spot.
+_CONFIGURATION_NAMES: Final = {
+    (OrderType.MARKET, TimeInForce.IOC): "market_market_ioc",
+    (OrderType.LIMIT, TimeInForce.IOC): "sor_limit_ioc",
+    (OrderType.LIMIT, TimeInForce.GTC): "limit_limit_gtc",
+    (OrderType.LIMIT, TimeInForce.GTD): "limit_limit_gtd",
+    (OrderType.LIMIT, TimeInForce.FOK): "limit_limit_fok",
+    (OrderType.STOP_LIMIT, TimeInForce.GTC): "stop_limit_stop_limit_gtc",
+    (OrderType.STOP_LIMIT, TimeInForce.GTD): "stop_limit_stop_limit_gtd",
+    (OrderType.BRACKET, TimeInForce.GTC): "trigger_bracket_gtc",
+    (OrderType.BRACKET, TimeInForce.GTD): "trigger_bracket_gtd",
+}
+_CONFIGURATIONS: Final = {name: key for key, name in _CONFIGURATION_NAMES.items()}
+_RESTING: Final = frozenset({TimeInForce.GTC, TimeInForce.GTD})
+_STOP_DIRECTIONS: Final = {Side.BUY: "STOP_DIRECTION_STOP_UP", Side.SELL: "STOP_DIRECTION_STOP_DOWN"}
 _INVALID: Final = "INVALID_ORDER"
+_YEAR_10000_NS: Final = 253_402_300_800 * NS_PER_S
 
 
-def _sent_decimal(value: Decimal, name: str) -> str:
+def _check_fields(order: Order) -> None:
+    """Every price is there where its type needs it, and nowhere else; raises ``VenueRejected``."""
+    needs = {
+        "limit_price": (order.limit_price is not None, order.type is not OrderType.MARKET),
+        "stop_price": (order.stop_price is not None, order.type in {OrderType.STOP_LIMIT, OrderType.BRACKET}),
+        "end_ns": (order.end_ns is not None, order.time_in_force is TimeInForce.GTD),
+    }
+    for field, (given, needed) in needs.items():
+        if given is not needed:
+            kind = f"{order.type} {order.time_in_force} order"
+            raise VenueRejected(_INVALID, f"{field}: a {kind} {'needs one' if needed else 'has none'}")
+    if order.end_ns is not None and not 0 < order.end_ns < _YEAR_10000_NS:
+        raise VenueRejected(_INVALID, f"end_ns: expected nanoseconds since 1970, was {order.end_ns}")
+    if order.post_only and (order.type is not OrderType.LIMIT or order.time_in_force not in _RESTING):
+        raise VenueRejected(_INVALID, "post_only: only a LIMIT order that rests (GTC, GTD)")
+
+
+def _stop_fields(order: Order, stop_price: Decimal) -> Json:
+    stop = sent_decimal(stop_price, "stop_price")
+    if order.type is OrderType.STOP_LIMIT:
+        return {"stop_price": stop, "stop_direction": _STOP_DIRECTIONS[order.side]}
+    limit = order.limit_price or Decimal(0)
+    if (order.side is Side.SELL and limit <= stop_price) or (order.side is Side.BUY and limit >= stop_price):
+        raise VenueRejected(_INVALID, f"stop_price: on the wrong side of limit_price {limit} for a BRACKET, was {stop}")
+    return {"stop_trigger_price": stop}
+
+
+def sent_decimal(value: Decimal, name: str) -> str:
+    """A positive amount as the venue takes it: no exponent, no zeros at the end; raises ``VenueRejected``."""
     if not value.is_finite() or value <= 0 or not -20 < value.adjusted() < 20:
         raise VenueRejected(_INVALID, f"{name}: expected a finite number above 0, was {value}")
     # Not normalize(): it would round to the context's 28 digits.
@@ -180,6 +295,85 @@ def read_rejection(answer: Json) -> VenueRejected:
     return VenueRejected(redacted(code or "UNKNOWN_FAILURE_REASON")[:80], redacted(str(message))[:200])
 
 
+def read_edit_refusal(answer: Json) -> VenueRejected | None:
+    """None where the venue took the edit; anything but a clear yes or no is ``VenueUnknown``."""
+    success = answer.get("success")
+    if success is True:
+        return None
+    if success is not False:
+        raise VenueUnknown("edit: the answer says neither yes nor no")
+    errors = answer.get("errors")
+    first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else {}
+    telling = [str(first.get(name)) for name in ("edit_failure_reason", "preview_failure_reason") if first.get(name)]
+    code = next((each for each in telling if not each.startswith("UNKNOWN_")), None)
+    return VenueRejected(redacted(code or "UNKNOWN_EDIT_ORDER_FAILURE_REASON")[:80], "")
+
+
+def read_preview(answer: Json) -> Preview:
+    """A preview; where the venue finds errors, amounts may be absent."""
+    errors, warnings = _words_of(answer, "errs"), _words_of(answer, "warning")
+    names = ("base_size", "order_total", "commission_total", "best_bid", "best_ask")
+    amounts = [Decimal(0) if errors and answer.get(name) is None else amount_of(answer, name) for name in names]
+    quantity, notional, fee, best_bid, best_ask = amounts
+    return Preview(quantity, notional, fee, best_bid, best_ask, errors, warnings)
+
+
+def _words_of(answer: Json, name: str) -> tuple[str, ...]:
+    """Codes in a list that may be absent; the reference calls them strings, the SDK objects."""
+    listed = answer.get(name)
+    if listed is None:
+        return ()
+    if not isinstance(listed, list):
+        raise VenueGarbage(f"{name}: expected a list, was {type(listed).__name__}")
+    return tuple(redacted(str(each))[:200] for each in listed)
+
+
+def read_portfolio(item: Json) -> Portfolio:
+    return Portfolio(text_of(item, "uuid"), text_of(item, "name"), text_of(item, "type"), flag_of(item, "deleted"))
+
+
+def read_fee_tier(answer: Json) -> FeeTier:
+    tier = object_of(answer, "fee_tier")
+    return FeeTier(
+        name=text_of(tier, "pricing_tier"),
+        maker_rate=decimal_of(tier, "maker_fee_rate", signed=True),
+        taker_rate=decimal_of(tier, "taker_fee_rate", signed=True),
+        volume=number_of(answer, "total_volume"),
+    )
+
+
+def read_key_permissions(answer: Json) -> KeyPermissions:
+    return KeyPermissions(
+        can_view=flag_of(answer, "can_view"),
+        can_trade=flag_of(answer, "can_trade"),
+        can_transfer=flag_of(answer, "can_transfer"),
+        portfolio_uuid=str(answer.get("portfolio_uuid") or ""),
+        portfolio_type=str(answer.get("portfolio_type") or ""),
+    )
+
+
+def read_book(item: Json, product_id: str) -> BookSnapshot:
+    """A book whose sides are in order; another product's is garbage."""
+    same_product(text_of(item, "product_id"), product_id)
+    bids, asks = (_levels(item, side, product_id) for side in ("bids", "asks"))
+    if any(far[0] >= near[0] for near, far in pairwise(bids)) or any(far[0] <= near[0] for near, far in pairwise(asks)):
+        raise VenueGarbage(f"product_book of {product_id}: levels are not in order")
+    return BookSnapshot(product_id, bids, asks, time_ns_of(text_of(item, "time"), "time"))
+
+
+def _levels(item: Json, side: str, product_id: str) -> tuple[tuple[Decimal, Decimal], ...]:
+    try:
+        return tuple((positive_of(level, "price"), decimal_of(level, "size")) for level in list_of(item, side))
+    except VenueGarbage as error:
+        raise VenueGarbage(f"product_book of {product_id}: {error}") from None
+
+
+def same_product(answered: str, asked: str) -> None:
+    """Raise ``VenueGarbage`` for another product; Coinbase answers for BTC-USDC with its alias BTC-USD."""
+    if answered not in {asked, asked.removesuffix("C") if asked.endswith("-USDC") else asked}:
+        raise VenueGarbage(f"product_id: asked for {asked}, the answer is about {answered[:40]!r}")
+
+
 def read_cancel_results(answer: Json) -> dict[str, bool | str]:
     try:
         results = list_of(answer, "results")
@@ -193,11 +387,12 @@ def read_cancel_results(answer: Json) -> dict[str, bool | str]:
         raise VenueUnknown(f"cancel: {error}") from None
 
 
-# Coinbase's order states, and ours. PENDING and QUEUED are accepted but not in the book; both may still fill.
+# Coinbase's order states, and ours. PENDING and QUEUED are accepted but not in the book; all that is OPEN may fill.
 _STATUSES: Final = {
     "PENDING": OrderStatus.OPEN,
     "QUEUED": OrderStatus.OPEN,
     "CANCEL_QUEUED": OrderStatus.OPEN,
+    "EDIT_QUEUED": OrderStatus.OPEN,
     "OPEN": OrderStatus.OPEN,
     "FILLED": OrderStatus.FILLED,
     "CANCELLED": OrderStatus.CANCELLED,
@@ -216,27 +411,62 @@ def status_groups(statuses: Sequence[OrderStatus]) -> list[list[str]]:
     return [group for group in (queued, ["OPEN"] if "OPEN" in names else [], ended) if group]
 
 
-def read_order(item: Json) -> VenueOrder:
-    name = text_of(item, "status")
+def read_status(name: str, filled: Decimal) -> OrderStatus:
+    """Our status for Coinbase's; an open order with fills is PARTIALLY_FILLED."""
     status = _STATUSES.get(name)
     if status is None:
         raise VenueGarbage(f"status: expected one of Coinbase's, was {name[:40]!r}")
+    return OrderStatus.PARTIALLY_FILLED if status is OrderStatus.OPEN and filled > 0 else status
+
+
+def read_order(item: Json) -> VenueOrder:
+    name = text_of(item, "status")
     filled = amount_of(item, "filled_size")
-    if status is OrderStatus.OPEN and filled > 0:
-        status = OrderStatus.PARTIALLY_FILLED
     reason = str(item.get("reject_reason") or "")
     return VenueOrder(
         venue_order_id=text_of(item, "order_id"),
         client_order_id=text_of(item, "client_order_id"),
         product_id=text_of(item, "product_id"),
         side=read_side(item),
-        status=status,
+        status=read_status(name, filled),
         filled_quantity=filled,
         average_price=amount_of(item, "average_filled_price"),
         total_fees=amount_of(item, "total_fees", signed=True),
         created_ns=time_ns_of(text_of(item, "created_time"), "created_time"),
         reject_reason="" if reason in {"", "REJECT_REASON_UNSPECIFIED"} else reason,
+        raw_status=name,
+        **_asked(item.get("order_configuration"), read_side(item)),
     )
+
+
+def _asked(configuration: Any, side: Side) -> Json:
+    """What an order asked for, as fields of ``VenueOrder``; empty where the desk never sends such an order."""
+    if configuration is None:
+        return {}
+    if not isinstance(configuration, dict):
+        raise VenueGarbage(f"order_configuration: expected an object, was {type(configuration).__name__}")
+    # The SDK's response classes list every configuration, the absent ones as None.
+    given = [(name, fields) for name, fields in configuration.items() if fields is not None]
+    if len(given) != 1 or given[0][0] not in _CONFIGURATIONS or not isinstance(given[0][1], dict):
+        return {}
+    name, fields = given[0]
+    kind, time_in_force = _CONFIGURATIONS[name]
+    if kind is OrderType.STOP_LIMIT and fields.get("stop_direction") != _STOP_DIRECTIONS[side]:
+        return {}
+    end = fields.get("end_time") if time_in_force is TimeInForce.GTD else None
+    return {
+        "type": kind,
+        "time_in_force": time_in_force,
+        "quantity": _optional_positive(fields, "base_size"),
+        "limit_price": _optional_positive(fields, "limit_price"),
+        "stop_price": _optional_positive(fields, "stop_trigger_price" if kind is OrderType.BRACKET else "stop_price"),
+        "post_only": fields.get("post_only") is True,
+        "end_ns": time_ns_of(str(end), "end_time") if end else None,
+    }
+
+
+def _optional_positive(fields: Json, name: str) -> Decimal | None:
+    return None if fields.get(name) in (None, "") else positive_of(fields, name)
 
 
 def read_fill(item: Json, client_order_id: str) -> Fill:
@@ -309,7 +539,7 @@ def text_of(item: Json, name: str) -> str:
 
 
 def flag_of(item: Json, name: str) -> bool:
-    value = required(item, name, "product")
+    value = required(item, name)
     if not isinstance(value, bool):
         raise VenueGarbage(f"{name}: expected true or false, was {type(value).__name__}")
     return value
@@ -339,6 +569,14 @@ def decimal_of(item: Json, name: str, signed: bool = False) -> Decimal:
     if not value.is_finite() or (value < 0 and not signed) or not -40 < value.adjusted() < 40:
         raise VenueGarbage(f"{name}: expected a finite number{'' if signed else ' of 0 or more'}, was {text[:40]!r}")
     return value
+
+
+def number_of(item: Json, name: str) -> Decimal:
+    """A finite amount of 0 or more that the venue writes as a JSON number; a string is taken too."""
+    value = required(item, name)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise VenueGarbage(f"{name}: expected a number, was {type(value).__name__}")
+    return decimal_of({name: str(value)}, name)
 
 
 def positive_of(item: Json, name: str) -> Decimal:

@@ -161,7 +161,7 @@ def test_a_market_order_is_filled_and_paid_for(venue: Venue) -> None:
     venue_order_id = venue.create_order(sent)
     seen = venue.order(venue_order_id)
     assert (seen.status, seen.filled_quantity, seen.side) == (OrderStatus.FILLED, Decimal("3.5"), Side.BUY)
-    fills = venue.fills(venue_order_id)
+    fills = venue.fills([venue_order_id])
     assert sum(fill.quantity for fill in fills) == Decimal("3.5")
     assert {(fill.client_order_id, fill.liquidity) for fill in fills} == {(sent.client_order_id, "TAKER")}
     assert len({fill.trade_id for fill in fills}) == len(fills)
@@ -185,7 +185,7 @@ def test_a_limit_order_rests_with_its_hold_and_is_filled_when_the_market_crosses
     assert simulator.push_price("ETH-USD", "2890.00")["fills"] == 1
     seen = venue.order(venue_order_id)
     assert (seen.status, seen.average_price) == (OrderStatus.FILLED, Decimal(2_900))
-    (fill,) = venue.fills(venue_order_id)
+    (fill,) = venue.fills([venue_order_id])
     assert (fill.price, fill.liquidity, fill.fee) == (
         Decimal(2_900),
         "MAKER",
@@ -249,9 +249,9 @@ def test_a_refused_limit_order_has_coinbases_code(venue: Venue, simulator: Simul
 def test_the_same_client_order_id_is_one_order(venue: Venue) -> None:
     sent = order()
     first = venue.create_order(sent)
-    fills = venue.fills(first)
+    fills = venue.fills([first])
     assert venue.create_order(sent) == first
-    assert venue.fills(first) == fills
+    assert venue.fills([first]) == fills
 
 
 def test_an_order_is_found_by_our_own_id(venue: Venue) -> None:

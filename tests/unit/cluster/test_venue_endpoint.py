@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pydantic import SecretStr
 
 from cluster.venue import EndpointError, Venue, VenueEndpoint, VenueThrottled, simulator_endpoint
-from cluster.venue_endpoint import SafeLog, TokenBucket, redacted
+from cluster.venue_endpoint import SIMULATED_KEY, ProcessBudget, SafeLog, TokenBucket, redacted
 
 
 def pem(key: Any) -> str:
@@ -74,6 +74,50 @@ def test_hosts_and_kinds_that_fit(host_port: str, simulated: bool) -> None:
 def test_what_is_no_host_is_refused_for_either_kind(host_port: str, simulated: bool) -> None:
     with pytest.raises(EndpointError, match="host_port"):
         VenueEndpoint(host_port, simulated=simulated)
+
+
+@pytest.mark.parametrize(
+    ("host_port", "simulated", "environment"),
+    [
+        ("api.coinbase.com", False, "live"),
+        ("api-sandbox.coinbase.com", False, "sandbox"),
+        ("API-Sandbox.coinbase.com:443", False, "sandbox"),
+        ("127.0.0.1:8443", True, "paper"),
+        ("api-sandbox.coinbase.com.example.org", True, "paper"),
+    ],
+)
+def test_the_environment_is_what_host_and_kind_say_and_no_other(
+    host_port: str, simulated: bool, environment: Any
+) -> None:
+    assert VenueEndpoint(host_port, simulated=simulated).environment == environment
+    assert VenueEndpoint(host_port, simulated=simulated, environment=environment).environment == environment
+    others: list[Any] = sorted({"paper", "sandbox", "live"} - {environment})
+    for other in others:
+        with pytest.raises(EndpointError, match=f"environment: .* is {environment}, expected {other}"):
+            VenueEndpoint(host_port, simulated=simulated, environment=other)
+
+
+@pytest.mark.parametrize("host_port", ["api.coinbase.com", "api-sandbox.coinbase.com"])
+def test_a_key_of_the_simulator_goes_to_no_real_host(host_port: str) -> None:
+    name = f"{SIMULATED_KEY}/apiKeys/1"
+    assert VenueEndpoint("127.0.0.1:1", name, SecretStr(ES256), simulated=True).environment == "paper"
+    with pytest.raises(EndpointError, match="key_name"):
+        VenueEndpoint(host_port, name, SecretStr(ES256))
+
+
+def test_streams_belong_to_the_environment() -> None:
+    live = VenueEndpoint("api.coinbase.com")
+    assert live.market_stream == "advanced-trade-ws.coinbase.com:443"
+    assert live.user_stream == "advanced-trade-ws-user.coinbase.com:443"
+    paper = VenueEndpoint("127.0.0.1:8443", simulated=True)
+    assert (paper.market_stream, paper.user_stream) == ("127.0.0.1:8443", "127.0.0.1:8443")
+    assert VenueEndpoint("api-sandbox.coinbase.com").user_stream == ""
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_of_all_requests_for_cancels_is_refused(share: float) -> None:
+    with pytest.raises(EndpointError, match="cancel_share"):
+        VenueEndpoint("api.coinbase.com", cancel_share=share)
 
 
 @pytest.mark.parametrize("name", ["timeout_s", "requests_per_s", "public_requests_per_s"])
@@ -203,6 +247,44 @@ def test_a_slow_budget_still_allows_one() -> None:
     with pytest.raises(VenueThrottled) as error:
         bucket.take(1)
     assert error.value.retry_after_s == pytest.approx(10)
+
+
+def test_orders_never_use_the_share_kept_for_cancels_however_many_wait() -> None:
+    clock = Clock()
+    budget = ProcessBudget(10, 5, 0.2, clock, clock.sleep)
+    for kind in ("order", "read") * 4:
+        budget.take(kind, 0)
+    with pytest.raises(VenueThrottled):
+        budget.take("order", 0)
+    # Cancels have their own two, then wait for their own share and never behind the orders.
+    for _ in range(2):
+        budget.take("cancel", 0)
+    with pytest.raises(VenueThrottled) as error:
+        budget.take("cancel", 0.4)
+    assert error.value.retry_after_s == pytest.approx(0.5)
+    for _ in range(5):
+        budget.take("public", 0)
+    with pytest.raises(VenueThrottled):
+        budget.take("public", 0)
+
+
+def test_cancels_may_use_what_others_leave() -> None:
+    clock = Clock()
+    budget = ProcessBudget(10, 5, 0.2, clock, clock.sleep)
+    for _ in range(10):
+        budget.take("cancel", 0)
+    for kind in ("cancel", "order", "read"):
+        with pytest.raises(VenueThrottled):
+            budget.take(kind, 0)
+
+
+def test_without_a_share_cancels_are_as_all_others() -> None:
+    clock = Clock()
+    budget = ProcessBudget(2, 5, 0.0, clock, clock.sleep)
+    budget.take("order", 0)
+    budget.take("cancel", 0)
+    with pytest.raises(VenueThrottled):
+        budget.take("cancel", 0)
 
 
 # --- what may be shown ---

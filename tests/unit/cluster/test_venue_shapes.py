@@ -152,6 +152,8 @@ def test_a_fill_of_nothing_is_garbage(field: str) -> None:
         ("PENDING", "0", OrderStatus.OPEN),
         ("QUEUED", "0", OrderStatus.OPEN),
         ("CANCEL_QUEUED", "0", OrderStatus.OPEN),
+        ("EDIT_QUEUED", "0", OrderStatus.OPEN),
+        ("EDIT_QUEUED", "0.1", OrderStatus.PARTIALLY_FILLED),
         ("OPEN", "0", OrderStatus.OPEN),
         ("OPEN", "0.1", OrderStatus.PARTIALLY_FILLED),
         ("CANCEL_QUEUED", "0.1", OrderStatus.PARTIALLY_FILLED),
@@ -164,6 +166,81 @@ def test_a_fill_of_nothing_is_garbage(field: str) -> None:
 )
 def test_every_state_of_coinbase_has_one_of_ours(status: str, filled: str, expected: OrderStatus) -> None:
     assert shapes.read_order(ORDER | {"status": status, "filled_size": filled}).status is expected
+
+
+ASKED = {"base_size": "0.5", "limit_price": "60000"}
+GTD = {"end_time": "2026-12-31T23:59:59Z"}
+END_NS = 1_798_761_599 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("configuration", "expected"),
+    [
+        ({"market_market_ioc": {"base_size": "0.5"}}, ("MARKET", "IOC", "0.5", None, None, False, None)),
+        (
+            {"market_market_ioc": {"quote_size": "10", "base_size": ""}},
+            ("MARKET", "IOC", None, None, None, False, None),
+        ),
+        ({"sor_limit_ioc": ASKED}, ("LIMIT", "IOC", "0.5", "60000", None, False, None)),
+        ({"limit_limit_gtc": ASKED | {"post_only": True}}, ("LIMIT", "GTC", "0.5", "60000", None, True, None)),
+        ({"limit_limit_gtd": ASKED | GTD}, ("LIMIT", "GTD", "0.5", "60000", None, False, END_NS)),
+        ({"limit_limit_fok": ASKED}, ("LIMIT", "FOK", "0.5", "60000", None, False, None)),
+        (
+            {
+                "stop_limit_stop_limit_gtc": ASKED
+                | {"stop_price": "59000", "stop_direction": "STOP_DIRECTION_STOP_UP", "end_time": ""},
+                "limit_limit_gtc": None,
+            },
+            ("STOP_LIMIT", "GTC", "0.5", "60000", "59000", False, None),
+        ),
+        (
+            {"trigger_bracket_gtd": ASKED | GTD | {"stop_trigger_price": "70000"}},
+            ("BRACKET", "GTD", "0.5", "60000", "70000", False, END_NS),
+        ),
+    ],
+)
+def test_what_an_order_asked_for_is_read_back(configuration: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    found = shapes.read_order(ORDER | {"order_configuration": configuration})
+    kind, time_in_force, *amounts, post_only, end_ns = expected
+    assert (found.type, found.time_in_force) == (OrderType(kind), TimeInForce(time_in_force))
+    assert [found.quantity, found.limit_price, found.stop_price] == [a and Decimal(a) for a in amounts]
+    assert (found.post_only, found.end_ns, found.raw_status) == (post_only, end_ns, "OPEN")
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        None,
+        {},
+        {"twap_limit_gtd": {"base_size": "NaN"}},
+        {"scaled_limit_gtc": {}},
+        {"market_market_fok": {"base_size": "1"}},
+        {"limit_limit_gtc": ASKED, "limit_limit_gtd": ASKED},
+        {"limit_limit_gtc": "odd"},
+        # A purchase that waits for a falling price: the desk has no such order.
+        {"stop_limit_stop_limit_gtc": ASKED | {"stop_price": "1", "stop_direction": "STOP_DIRECTION_STOP_DOWN"}},
+    ],
+)
+def test_an_order_of_a_kind_the_desk_does_not_send_is_read_without_what_it_asked_for(configuration: Any) -> None:
+    found = shapes.read_order(ORDER | {"order_configuration": configuration})
+    assert (found.type, found.time_in_force, found.quantity, found.limit_price) == (None, None, None, None)
+    assert found.status is OrderStatus.OPEN
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        [],
+        "limit_limit_gtc",
+        {"limit_limit_gtc": ASKED | {"base_size": "NaN"}},
+        {"limit_limit_gtc": ASKED | {"limit_price": "-1"}},
+        {"limit_limit_gtc": ASKED | {"limit_price": 5}},
+        {"limit_limit_gtd": ASKED | {"end_time": "tomorrow"}},
+    ],
+)
+def test_what_an_order_asked_for_is_garbage_where_it_is_no_number(configuration: Any) -> None:
+    with pytest.raises(VenueGarbage):
+        shapes.read_order(ORDER | {"order_configuration": configuration})
 
 
 @pytest.mark.parametrize("field_value", [{"status": "DONE"}, {"side": "buy"}, {"created_time": "yesterday"}])
@@ -247,6 +324,7 @@ def order(**changes: Any) -> Order:
     return Order(**(given | changes))
 
 
+STOP = {"type": OrderType.STOP_LIMIT, "stop_price": Decimal(59_000)}
 MARKET = {"type": OrderType.MARKET, "time_in_force": TimeInForce.IOC, "limit_price": None}
 
 
@@ -258,6 +336,40 @@ MARKET = {"type": OrderType.MARKET, "time_in_force": TimeInForce.IOC, "limit_pri
         ({"post_only": True}, {"limit_limit_gtc": {"base_size": "0.5", "limit_price": "60000", "post_only": True}}),
         ({"time_in_force": TimeInForce.IOC}, {"sor_limit_ioc": {"base_size": "0.5", "limit_price": "60000"}}),
         ({"time_in_force": TimeInForce.FOK}, {"limit_limit_fok": {"base_size": "0.5", "limit_price": "60000"}}),
+        (
+            {"time_in_force": TimeInForce.GTD, "end_ns": END_NS, "post_only": True},
+            {
+                "limit_limit_gtd": ASKED | {"post_only": True, "end_time": "2026-12-31T23:59:59.000000Z"},
+            },
+        ),
+        (
+            STOP,
+            {
+                "stop_limit_stop_limit_gtc": ASKED
+                | {"stop_price": "59000", "stop_direction": "STOP_DIRECTION_STOP_UP"},
+            },
+        ),
+        (
+            STOP | {"side": Side.SELL, "time_in_force": TimeInForce.GTD, "end_ns": END_NS},
+            {
+                "stop_limit_stop_limit_gtd": ASKED
+                | {"stop_price": "59000", "stop_direction": "STOP_DIRECTION_STOP_DOWN"}
+                | {"end_time": "2026-12-31T23:59:59.000000Z"},
+            },
+        ),
+        (
+            STOP | {"type": OrderType.BRACKET, "side": Side.SELL},
+            {"trigger_bracket_gtc": ASKED | {"stop_trigger_price": "59000"}},
+        ),
+        (
+            STOP
+            | {"type": OrderType.BRACKET, "stop_price": Decimal(61_000)}
+            | {"time_in_force": TimeInForce.GTD, "end_ns": END_NS},
+            {
+                "trigger_bracket_gtd": ASKED
+                | {"stop_trigger_price": "61000", "end_time": "2026-12-31T23:59:59.000000Z"},
+            },
+        ),
         (
             {"quantity": Decimal("1E-8")},
             {"limit_limit_gtc": {"base_size": "0.00000001", "limit_price": "60000", "post_only": False}},
@@ -290,6 +402,22 @@ def test_orders_are_written_in_coinbases_configurations(changes: dict[str, Any],
         MARKET | {"time_in_force": TimeInForce.FOK},
         MARKET | {"limit_price": Decimal(1)},
         MARKET | {"post_only": True},
+        MARKET | {"stop_price": Decimal(1)},
+        MARKET | {"time_in_force": TimeInForce.GTD, "end_ns": END_NS},
+        {"stop_price": Decimal(1)},
+        {"end_ns": END_NS},
+        {"time_in_force": TimeInForce.GTD},
+        {"time_in_force": TimeInForce.GTD, "end_ns": 0},
+        {"time_in_force": TimeInForce.GTD, "end_ns": 10**21},
+        STOP | {"stop_price": None},
+        STOP | {"limit_price": None},
+        STOP | {"stop_price": Decimal("NaN")},
+        STOP | {"post_only": True},
+        STOP | {"time_in_force": TimeInForce.IOC},
+        STOP | {"time_in_force": TimeInForce.FOK},
+        STOP | {"type": OrderType.BRACKET},
+        STOP | {"type": OrderType.BRACKET, "side": Side.SELL, "stop_price": Decimal(60_000)},
+        STOP | {"type": OrderType.BRACKET, "side": Side.SELL, "time_in_force": TimeInForce.IOC},
     ],
 )
 def test_an_order_that_makes_no_sense_is_refused_before_it_is_sent(changes: dict[str, Any]) -> None:
@@ -363,12 +491,12 @@ def test_results_of_a_cancel() -> None:
 @pytest.mark.parametrize(
     ("statuses", "groups"),
     [
-        ([OrderStatus.OPEN], [["PENDING", "QUEUED", "CANCEL_QUEUED"], ["OPEN"]]),
-        ([OrderStatus.PARTIALLY_FILLED], [["PENDING", "QUEUED", "CANCEL_QUEUED"], ["OPEN"]]),
+        ([OrderStatus.OPEN], [["PENDING", "QUEUED", "CANCEL_QUEUED", "EDIT_QUEUED"], ["OPEN"]]),
+        ([OrderStatus.PARTIALLY_FILLED], [["PENDING", "QUEUED", "CANCEL_QUEUED", "EDIT_QUEUED"], ["OPEN"]]),
         ([OrderStatus.FILLED, OrderStatus.REJECTED], [["FILLED", "FAILED"]]),
         (
             [OrderStatus.OPEN, OrderStatus.CANCELLED],
-            [["PENDING", "QUEUED", "CANCEL_QUEUED"], ["OPEN"], ["CANCELLED"]],
+            [["PENDING", "QUEUED", "CANCEL_QUEUED", "EDIT_QUEUED"], ["OPEN"], ["CANCELLED"]],
         ),
         ([OrderStatus.DENIED, OrderStatus.RESERVED], []),
         ([], []),
@@ -385,3 +513,124 @@ def test_what_cannot_be_an_id_never_becomes_a_path(given: str) -> None:
     for make in (shapes.order_path, shapes.product_path):
         with pytest.raises(VenueNotFound, match=re.escape("not an id of the venue")):
             make(given)
+
+
+# --- previews, edits, books, keys ---
+
+PREVIEW = {
+    "order_total": "31.5",
+    "commission_total": "0.18",
+    "errs": [],
+    "warning": ["BIG_ORDER"],
+    "base_size": "0.0005",
+    "quote_size": "31.32",
+    "best_bid": "62000.1",
+    "best_ask": "62000.2",
+}
+
+
+def test_a_preview_has_amounts_or_says_what_is_wrong() -> None:
+    good = shapes.read_preview(PREVIEW)
+    assert (good.quantity, good.notional, good.fee) == (Decimal("0.0005"), Decimal("31.5"), Decimal("0.18"))
+    assert (good.errors, good.warnings) == ((), ("BIG_ORDER",))
+    refused = shapes.read_preview({"errs": ["PREVIEW_INSUFFICIENT_FUND"], "base_size": ""})
+    assert (refused.errors, refused.notional, refused.best_bid) == (
+        ("PREVIEW_INSUFFICIENT_FUND",),
+        Decimal(0),
+        Decimal(0),
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"order_total": None}, {"base_size": "NaN"}, {"best_bid": 5}, {"errs": "no"}, {"warning": {}}],
+)
+def test_a_preview_that_is_none_is_garbage(damage: dict[str, Any]) -> None:
+    with pytest.raises(VenueGarbage):
+        shapes.read_preview(PREVIEW | damage)
+
+
+def test_an_edit_is_taken_refused_or_in_doubt() -> None:
+    assert shapes.read_edit_refusal({"success": True, "errors": []}) is None
+    for errors, code in (
+        ([{"edit_failure_reason": "ORDER_NOT_FOUND", "preview_failure_reason": "UNKNOWN_X"}], "ORDER_NOT_FOUND"),
+        ([{"preview_failure_reason": "PREVIEW_INSUFFICIENT_FUND"}], "PREVIEW_INSUFFICIENT_FUND"),
+        ([], "UNKNOWN_EDIT_ORDER_FAILURE_REASON"),
+        (None, "UNKNOWN_EDIT_ORDER_FAILURE_REASON"),
+        (["x"], "UNKNOWN_EDIT_ORDER_FAILURE_REASON"),
+    ):
+        refusal = shapes.read_edit_refusal({"success": False, "errors": errors})
+        assert refusal is not None
+        assert refusal.code == code
+    for answer in ({}, {"success": None}, {"success": "true"}, {"success": 1}):
+        with pytest.raises(VenueUnknown):
+            shapes.read_edit_refusal(answer)
+
+
+def level(price: str) -> dict[str, str]:
+    return {"price": price, "size": "1"}
+
+
+BOOK: dict[str, Any] = {
+    "product_id": "BTC-USD",
+    "bids": [level("99"), level("98")],
+    "asks": [level("100"), level("101")],
+    "time": "2026-04-07T00:28:59Z",
+}
+
+
+def test_a_book_is_read_in_order_and_its_sides_may_be_empty() -> None:
+    book = shapes.read_book(BOOK, "BTC-USD")
+    assert book.bids == ((Decimal(99), Decimal(1)), (Decimal(98), Decimal(1)))
+    assert shapes.read_book(BOOK | {"bids": [], "asks": []}, "BTC-USDC").asks == ()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"product_id": "ETH-USD"},
+        {"bids": [level("98"), level("99")]},
+        {"asks": [level("100"), level("100")]},
+        {"asks": [level("NaN")]},
+        {"asks": [level("0")]},
+        {"bids": [{"price": "1"}]},
+        {"bids": None},
+        {"time": ""},
+    ],
+)
+def test_a_book_that_is_none_is_garbage(damage: dict[str, Any]) -> None:
+    with pytest.raises(VenueGarbage):
+        shapes.read_book(BOOK | damage, "BTC-USD")
+
+
+def test_a_usdc_product_is_answered_by_its_usd_alias_and_by_no_other() -> None:
+    shapes.same_product("BTC-USD", "BTC-USDC")
+    for answered, asked in (("BTC-USDC", "BTC-USD"), ("ETH-USD", "BTC-USDC"), ("BTC-US", "BTC-USD"), ("AB", "ABC")):
+        with pytest.raises(VenueGarbage, match=asked):
+            shapes.same_product(answered, asked)
+
+
+def test_fees_are_fractions_and_the_volume_a_json_number() -> None:
+    tier = {"pricing_tier": "Intro 1", "maker_fee_rate": "0.006", "taker_fee_rate": "0.012"}
+    read = shapes.read_fee_tier({"fee_tier": tier, "total_volume": 1234.5})
+    assert (read.taker_rate, read.volume) == (Decimal("0.012"), Decimal("1234.5"))
+    damaged = ({"total_volume": float("nan")}, {"total_volume": True}, {"total_volume": None}, {"fee_tier": None})
+    for damage in damaged:
+        with pytest.raises(VenueGarbage):
+            shapes.read_fee_tier({"fee_tier": tier, "total_volume": 1} | damage)
+
+
+@pytest.mark.parametrize("flag", ["can_view", "can_trade", "can_transfer"])
+@pytest.mark.parametrize("value", [None, "false", 0])
+def test_a_permission_that_is_not_told_is_not_assumed(flag: str, value: Any) -> None:
+    told = {"can_view": True, "can_trade": True, "can_transfer": False}
+    assert not shapes.read_key_permissions(told).can_transfer
+    with pytest.raises(VenueGarbage, match=flag):
+        shapes.read_key_permissions(told | {flag: value})
+
+
+def test_a_portfolio() -> None:
+    item = {"uuid": "u-1", "name": "Default", "type": "DEFAULT", "deleted": False}
+    assert shapes.read_portfolio(item) == shapes.Portfolio("u-1", "Default", "DEFAULT", False)
+    with pytest.raises(VenueGarbage, match="deleted"):
+        shapes.read_portfolio(item | {"deleted": None})
