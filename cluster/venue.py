@@ -55,6 +55,7 @@ from cluster.venue_shapes import (
     FeeTier,
     Json,
     KeyPermissions,
+    Page,
     Portfolio,
     Preview,
     Quote,
@@ -71,6 +72,7 @@ __all__ = [
     "EndpointError",
     "FeeTier",
     "KeyPermissions",
+    "Page",
     "Portfolio",
     "Preview",
     "ProcessBudget",
@@ -288,6 +290,68 @@ class Venue:
         # The venue lists the newest first; turned round, fills of one moment keep the order they happened in.
         found.reverse()
         return sorted(found, key=lambda fill: fill.ts_ns)
+
+    def orders_page(
+        self,
+        product_ids: Sequence[str] | None = None,
+        statuses: Sequence[OrderStatus] | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        limit: int = 100,
+        cursor: str = "",
+    ) -> Page[VenueOrder]:
+        """One page of orders created in ``[start_ns, end_ns)``: one request; ``cursor`` is the page's before.
+
+        ``statuses`` are ended ones, or None for orders of any status; OPEN is ``open_orders``'s. Raises
+        ``VenueRejected`` for a cursor that is none.
+        """
+        groups: list[list[str] | None] = [None] if statuses is None else [*shapes.status_groups(statuses)]
+        if len(groups) != 1:
+            raise ValueError(f"statuses: expected ended ones, was {statuses}")
+        answer = self._read(
+            lambda client: client.list_orders(
+                product_ids=list(product_ids) if product_ids else None,
+                order_status=groups[0],
+                start_date=_moment(start_ns),
+                end_date=_moment(end_ns),
+                limit=limit,
+                cursor=cursor or None,
+            )
+        )
+        found = (self._seen(shapes.read_order(item)) for item in shapes.list_of(answer, "orders"))
+        kept = tuple(order for order in found if _within(order.created_ns, start_ns, end_ns))
+        return Page(kept, _next_cursor(answer, cursor))
+
+    def fills_page(
+        self,
+        order_ids: Sequence[str] | None = None,
+        product_ids: Sequence[str] | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        limit: int = 100,
+        cursor: str = "",
+    ) -> Page[Fill]:
+        """One page of fills in ``[since_ns, until_ns)``: one request, so ``client_order_id`` is empty where not known.
+
+        Raises ``VenueRejected`` for a cursor that is none.
+        """
+        answer = self._read(
+            lambda client: client.get_fills(
+                order_ids=[shapes.order_path(name) for name in order_ids] if order_ids else None,
+                product_ids=list(product_ids) if product_ids else None,
+                start_sequence_timestamp=_moment(since_ns),
+                end_sequence_timestamp=_moment(until_ns),
+                limit=limit,
+                cursor=cursor or None,
+            )
+        )
+        found = []
+        for item in shapes.list_of(answer, "fills"):
+            with self._lock:
+                client_order_id = self._client_order_ids.get(shapes.text_of(item, "order_id"), "")
+            found.append(shapes.read_fill(item, client_order_id))
+        kept = tuple(fill for fill in found if _within(fill.ts_ns, since_ns, until_ns))
+        return Page(kept, _next_cursor(answer, cursor))
 
     # --- orders: never sent twice ---
 
@@ -533,6 +597,24 @@ def check_key(venue: Venue, allow_transfer: bool) -> KeyPermissions | None:
             "key_name: the key may move funds; use one that may only view and trade, or set venue.allow_transfer_key"
         )
     return permissions
+
+
+def _moment(ns: int | None) -> str | None:
+    return None if ns is None else shapes.rfc3339(ns)
+
+
+def _within(ns: int, start_ns: int | None, end_ns: int | None) -> bool:
+    """Whether the time lies in ``[start_ns, end_ns)`` as the venue was asked: in whole microseconds."""
+    after = start_ns is None or ns >= start_ns // 1_000 * 1_000
+    return after and (end_ns is None or ns < end_ns)
+
+
+def _next_cursor(answer: Json, asked: str) -> str:
+    """The cursor of the next page, empty on the last one; raises ``VenueGarbage`` where it does not move."""
+    following = answer.get("cursor") or ""
+    if not isinstance(following, str) or (following and following == asked):
+        raise VenueGarbage("cursor: the venue sent the same page twice")
+    return "" if answer.get("has_next") is False else following
 
 
 # --- from the SDK's errors to ours ------------------------------------------------------------------------------------
