@@ -40,12 +40,16 @@ from strategies.model import (
 
 DESK_BASE: Final = "tt:{desk}"
 LIBRARY: Final = "tt_ledger"
-_PARTS: Final = ("ledger_base", "ledger_marks", "ledger_reserve", "ledger_orders", "ledger_desk")
+_PARTS: Final = ("ledger_base", "ledger_marks", "ledger_reserve", "ledger_orders", "ledger_venue", "ledger_desk")
 ACCOUNTS_KEY: Final = f"{DESK_BASE}:accounts"
 PRODUCTS_KEY: Final = "tt:products"
 API_KEYS_KEY: Final = f"{DESK_BASE}:api_keys"
 HEARTBEATS_KEY: Final = "tt:heartbeats"
 OUTBOX_GROUP: Final = "execution"
+
+
+class EnvironmentMixed(LedgerError):
+    """These books are of another environment (paper, sandbox, live) than the venue orders would go to."""
 
 
 class OrderKnown(LedgerError):
@@ -106,7 +110,7 @@ class LimitsChange:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What waits for a second person: ``kind`` RESUME, LIMITS or OVERRIDE.
+    """What waits for a second person: ``kind`` RESUME, LIMITS, OVERRIDE or ADJUST.
 
     ``status`` is PENDING, APPLIED, REFUSED or EXPIRED. An OVERRIDE that is APPLIED lets its order through until it
     expires; with that order it is USED.
@@ -144,6 +148,16 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Arming:
+    """Until when real orders may be sent, who said so and why."""
+
+    until_ms: int
+    by: str
+    person: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class OutboxEntry:
     """One instruction on its way to the venue."""
 
@@ -177,7 +191,7 @@ def _scale(base_increment: Decimal, quote_increment: Decimal) -> tuple[int, int]
 def fingerprint(order: Order) -> str:
     """Identity of an order's content: a repeat of its id must have the same one."""
     price = None if order.limit_price is None else str(order.limit_price.normalize(EXACT))
-    content = [
+    content: list[str | int | bool | None] = [
         order.client_order_id,
         order.account,
         order.strategy,
@@ -191,6 +205,9 @@ def fingerprint(order: Order) -> str:
         order.reduce_only,
         order.strategy_version,
     ]
+    if order.stop_price is not None or order.end_ns is not None:
+        stop_price = None if order.stop_price is None else str(order.stop_price.normalize(EXACT))
+        content += [stop_price, order.end_ns]
     return hashlib.blake2b(msgspec.json.encode(content), digest_size=16).hexdigest()
 
 
@@ -285,6 +302,29 @@ class Ledger:
             raise LedgerUnavailable(f"RECONCILING: account {order.account} is being compared with the venue")
         self._epochs[order.account] = int(reply[1])
         return list(reply)
+
+    async def amend(self, order: Order, product: Product, by: str, denials: Sequence[Denial] = ()) -> Verdict | None:
+        """Ask the venue to make the order of this id what ``order`` says (its whole quantity, its limit price).
+
+        Until the venue has answered, the larger of old and new is reserved. None where there is no such order. A
+        DENIED answer leaves the order as it is. Raises as ``reserve``.
+        """
+        reply = await self._decide("tt_amend", order, product, by, denials)
+        kind = str(reply[0])
+        if kind == "NOT_FOUND":
+            return None
+        if kind == "DENIED":
+            return Verdict(kind, msgspec.json.decode(reply[2]))
+        answer = {
+            "client_order_id": order.client_order_id,
+            "verdict": "ACCEPTED",
+            "product_id": order.product_id,
+            "reserved_notional_micros": reply[2],
+            "reserved_cash_micros": reply[3],
+        }
+        if reply[4]:
+            answer["warnings"] = msgspec.json.decode(reply[4])
+        return Verdict(kind, answer)
 
     async def request_cancel(self, account: str, client_order_id: str, by: str) -> tuple[str, str]:
         """Cancel at once what was not sent, else ask the venue: (status, CANCELLED | REQUESTED | ALREADY)."""
@@ -416,6 +456,41 @@ class Ledger:
             if fields
         ]
 
+    async def amended(self, account: str, epoch: int, client_order_id: str) -> str:
+        """The venue has amended the order. Returns the status now."""
+        return (await self._fenced("tt_amended", account, epoch, client_order_id))[0]
+
+    async def amend_refused(self, account: str, epoch: int, client_order_id: str, reason: str) -> str:
+        """The venue has not amended the order, which is as it was. Returns the status now."""
+        return (await self._fenced("tt_amend_refused", account, epoch, client_order_id, reason))[0]
+
+    async def adopt(self, epoch: int, order: Order, product: Product, venue_order_id: str) -> bool:
+        """Take over an order found at the venue: it counts from now on, and an alert says so. False: it was known."""
+        packed = _packed(order, product, "venue", (), 0)
+        return (await self._fenced("tt_adopt", order.account, epoch, packed, venue_order_id))[0] == "ADOPTED"
+
+    async def recon_break(self, account: str, epoch: int, breaks: Sequence[str]) -> bool:
+        """Halt the account, because books and venue differ as ``breaks`` say. False: it was halted already."""
+        text = "; ".join(breaks)
+        return (await self._fenced("tt_recon_break", account, epoch, str(len(breaks)), text))[0] == "HALTED"
+
+    async def emptied(self, account: str, epoch: int, scope: str, figures: Mapping[str, Any]) -> None:
+        """Note in the audit that the venue's own list of open orders of ``scope`` was empty."""
+        await self._fenced("tt_emptied", account, epoch, scope, "execution", json.dumps(figures))
+
+    async def venue_budget(self, kind: str, rate_per_s: float, cancel_share: float, wait_s_max: float) -> float:
+        """Take one request out of what all processes share: seconds to wait before it, at most ``wait_s_max``.
+
+        A negative number says that it was not taken, and after how many seconds one will be free. A share of the burst
+        (one second's worth) is kept for the kind ``cancel``; the kind ``public`` has a budget of its own.
+        """
+        burst = max(1, round(rate_per_s))
+        kept = 0 if kind in {"cancel", "public"} else min(burst - 1, round(burst * cancel_share))
+        name = "public" if kind == "public" else "private"
+        arguments = (name, round(1e6 / rate_per_s), burst, kept, round(wait_s_max * 1e6))
+        taken, wait_us = await self._call("tt_venue_budget", None, *(str(part) for part in arguments))
+        return int(wait_us) / 1e6 if int(taken) else -max(int(wait_us), 1) / 1e6
+
     async def outbox_done(self, account: str, entry_ids: Sequence[str]) -> None:
         """Remove finished entries."""
         await self._call("tt_finish_outbox", account, OUTBOX_GROUP, *entry_ids)
@@ -472,6 +547,26 @@ class Ledger:
             raise OrderKnown(f"client_order_id {order.client_order_id} is an order's already; propose another id")
         return _proposal(order.account, json.loads(text), 0)
 
+    async def propose_adjust(
+        self,
+        account: str,
+        cash_micros: int,
+        positions: Mapping[str, tuple[int, int]],
+        by: str,
+        person: str,
+        reason: str,
+        ttl_s: float = 600,
+    ) -> Proposal:
+        """Ask for another person's approval to book cash and {product: (lots, cost in micros)} that came or went.
+
+        For deposits, withdrawals and what else changes at the venue without an order.
+        """
+        rows = {name: {"lots": str(lots), "cost": str(cost)} for name, (lots, cost) in sorted(positions.items())}
+        payload = json.dumps({"cash": str(cash_micros), "positions": rows}, separators=(",", ":"))
+        ttl_ms = str(round(ttl_s * 1000))
+        reply = await self._call("tt_propose_adjust", account, payload, reason, by, person, ttl_ms)
+        return _proposal(account, json.loads(reply), 0)
+
     async def approve(self, account: str | None, proposal_id: str, digest: str, by: str, person: str) -> Approval:
         """The second person's yes to the proposal with this digest; its effect comes in the same step."""
         return Approval(*await self._call("tt_approve", account, proposal_id, digest, by, person))
@@ -482,8 +577,7 @@ class Ledger:
 
     async def proposals(self, account: str | None) -> list[Proposal]:
         """Everything proposed lately, newest first."""
-        seconds, micros = await self._direct("TIME")
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        now_ms = await self._now_ms()
         found = _pairs(await self._direct("HGETALL", f"{account_base(account)}:approvals"))
         proposals = [_proposal(account, json.loads(text), now_ms) for text in found.values()]
         return sorted(proposals, key=lambda proposal: int(proposal.id), reverse=True)
@@ -494,6 +588,32 @@ class Ledger:
         """Open the books with cash and positions {product: (lots, cost in micros)}; only the first call counts."""
         arguments = [str(part) for product, pair in positions.items() for part in (product, *pair)]
         return str(await self._call("tt_open_account", account, by, str(cash_micros), *arguments)) == "OPENED"
+
+    async def bind_environment(self, environment: str, by: str) -> None:
+        """Say what these books are of; raises ``EnvironmentMixed`` where they are of another environment already."""
+        outcome, bound = await self._call("tt_bind_environment", None, environment, by)
+        if outcome != "OK":
+            raise EnvironmentMixed(f"environment: these books are of {bound}; orders would go to {environment}")
+
+    async def arm(self, by: str, person: str, reason: str, until_ms: int) -> None:
+        """Let real orders pass until then (``until_ms`` in milliseconds UTC)."""
+        await self._call("tt_arm", None, str(until_ms), by, person, reason)
+
+    async def disarm(self, by: str, reason: str) -> None:
+        """Let no more real orders pass."""
+        await self._call("tt_arm", None, "0", by, "", reason)
+
+    async def armed(self) -> Arming | None:
+        """Until when real orders may pass; None where they may not."""
+        text, until_ms = await self._direct("HMGET", f"{DESK_BASE}:environment", "armed", "armed_until_ms")
+        if not text or int(until_ms) <= await self._now_ms():
+            return None
+        fields = json.loads(text)
+        return Arming(int(until_ms), fields["by"], fields["person"], fields["reason"])
+
+    async def environment(self) -> str | None:
+        """What these books are of: paper, sandbox or live; None where nobody has said."""
+        return await self._direct("HGET", f"{DESK_BASE}:environment", "name") or None
 
     async def tighten(
         self, account: str | None, scope: str, state: TradingState, by: str, reason: str
@@ -573,16 +693,22 @@ class Ledger:
 
     async def beat(self, part: str, detail: Mapping[str, Any]) -> None:
         """Note that a part of the desk is alive, with its figures; the time is the server's."""
-        seconds, micros = await self._direct("TIME")
-        beat = {"at_ms": int(seconds) * 1000 + int(micros) // 1000, **detail}
+        beat = {"at_ms": await self._now_ms(), **detail}
         await self._send("FCALL", "tt_put", "1", HEARTBEATS_KEY, part, json.dumps(beat))
 
     async def heartbeats(self) -> dict[str, dict[str, Any]]:
         """The last heartbeat of each part with ``age_ms``."""
-        seconds, micros = await self._direct("TIME")
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        now_ms = await self._now_ms()
         beats = {k: json.loads(v) for k, v in _pairs(await self._direct("HGETALL", HEARTBEATS_KEY)).items()}
         return {part: beat | {"age_ms": now_ms - beat["at_ms"]} for part, beat in beats.items()}
+
+    async def time_ns(self) -> int:
+        """The server's clock in nanoseconds UTC (it tells microseconds)."""
+        seconds, micros = await self._direct("TIME")
+        return (int(seconds) * 1_000_000 + int(micros)) * 1000
+
+    async def _now_ms(self) -> int:
+        return await self.time_ns() // 1_000_000
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
@@ -605,7 +731,7 @@ class Ledger:
 def _packed(order: Order, product: Product | None, by: str, denials: Sequence[Denial], epoch: int) -> str:
     # One argument instead of twenty: packing them one by one costs the client more than all else in this call.
     amounts = ("", "", "", "") if denials else _amounts(order, product)
-    arguments = [
+    arguments: list[Any] = [
         order.client_order_id,
         fingerprint(order),
         order.strategy,
@@ -624,6 +750,11 @@ def _packed(order: Order, product: Product | None, by: str, denials: Sequence[De
         "1" if order.reduce_only else "0",
         order.strategy_version,
     ]
+    if order.stop_price is not None or order.end_ns is not None:
+        more: dict[str, str] = {} if order.end_ns is None else {"end_ns": str(order.end_ns)}
+        if order.stop_price is not None and product is not None and not denials:
+            more |= {"stop_price": str(order.stop_price), "stop_ticks": str(product.ticks(order.stop_price))}
+        arguments.append(more)
     try:
         return msgspec.json.encode(arguments).decode()
     except UnicodeEncodeError as error:

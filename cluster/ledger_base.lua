@@ -1,5 +1,5 @@
 #!lua name=tt_ledger
--- The shared state of pre-trade risk, part 1 of 5: exact numbers, books, the audit chain. ledger.py joins the parts.
+-- The shared state of pre-trade risk, part 1 of 6: exact numbers, books, the audit chain. ledger.py joins the parts.
 --
 -- KEYS[1] of every function is an account's base key `tt:{desk}:ACCOUNT`, or `tt:{desk}` for the whole desk (of tt_put:
 -- the key itself). Every other key is derived from it; all share one hash tag, so that the desk's own counters move in
@@ -15,6 +15,8 @@
 --   :resting:P:SIDE  zset  id -> limit in ticks;  :dup:…  string, for as long as the same order counts as a duplicate
 --   :outbox     stream  orders and cancels on their way to the venue;  :alerts  stream, the newest 10,000
 --   :audit      stream  every verdict and change, each entry with the hash of the one before
+--   :environment  hash  of the desk: name (paper, sandbox, live), armed_until_ms, armed (JSON: by whom and why)
+--   :venue_budget hash  of the desk: public, private -> when the next request to the venue is due, in microseconds
 --   :approvals  hash    id -> JSON, what waits for a second person;  :override:FINGERPRINT  string, the id of an approved
 --                       override of that very order, until it ends
 --

@@ -1,4 +1,4 @@
--- The shared state of pre-trade risk, part 5 of 5: states, limits, approvals, the account, proofs, registration.
+-- The shared state of pre-trade risk, part 6 of 6: states, limits, approvals, the account, proofs, registration.
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- trading states
@@ -396,6 +396,23 @@ local function propose_override(keys, args)
   return { 'PROPOSED', cjson.encode(write_proposed(ctx, 'OVERRIDE', payload, args[2], args[3], args[4], integer(args[5]))) }
 end
 
+-- ARGV: payload {cash, positions} as JSON, reason, by, person, ttl_ms. Asks for another person's approval to book what
+-- came or went without an order. Returns the proposal as JSON.
+local function propose_adjust(keys, args)
+  local payload = cjson.decode(args[1])
+  if keys[1] == DESK or args[4] == '' then
+    return redis.error_reply('ERR books are adjusted of an account, by a person')
+  end
+  integer(payload.cash)
+  for product, change in pairs(payload.positions) do
+    if integer(change.lots) == 0 and integer(change.cost) ~= 0 then
+      error('cost of ' .. product .. ' does not go with its lots')
+    end
+  end
+  local ctx = begin(keys[1], now_us())
+  return cjson.encode(write_proposed(ctx, 'ADJUST', args[1], args[2], args[3], args[4], integer(args[5])))
+end
+
 -- ARGV: id, digest, by, person. The second person's yes. Returns {outcome, detail}.
 local function approve(keys, args)
   local base, id = keys[1], args[1]
@@ -436,6 +453,11 @@ local function approve(keys, args)
     audit(ctx, 'APPROVED', id, args[3], approved)
     finish(ctx)
     redis.call('SET', base .. ':override:' .. payload.fingerprint, id, 'PXAT', proposal.expires_ms)
+  elseif proposal.kind == 'ADJUST' then
+    local marked = begin(base, ctx.us, MARK_NAMES)
+    audit(marked, 'APPROVED', id, args[3], approved)
+    adjust(marked, payload, by, proposal.reason)
+    finish(marked)
   else
     local before = hash(base .. ':limits')
     if before.version ~= payload.version then
@@ -813,6 +835,16 @@ end
 local ALLOW_OOM, NO_WRITES = { 'allow-oom' }, { 'no-writes' }
 register('tt_reserve', reserve, {})
 register('tt_check', check, NO_WRITES)
+register('tt_amend', amend, {})
+register('tt_amended', amended, ALLOW_OOM)
+register('tt_amend_refused', amend_refused, ALLOW_OOM)
+register('tt_adopt', adopt, ALLOW_OOM)
+register('tt_recon_break', recon_break, ALLOW_OOM)
+register('tt_emptied', emptied, ALLOW_OOM)
+register('tt_venue_budget', venue_budget, ALLOW_OOM)
+register('tt_bind_environment', bind_environment, ALLOW_OOM)
+register('tt_arm', arm, ALLOW_OOM)
+register('tt_propose_adjust', propose_adjust, ALLOW_OOM)
 register('tt_mark_sent', mark_sent, ALLOW_OOM)
 register('tt_ack', ack, ALLOW_OOM)
 register('tt_fill', fill, ALLOW_OOM)

@@ -1,4 +1,4 @@
--- The shared state of pre-trade risk, part 2 of 5: reference prices, positions marked to them, automatic halts.
+-- The shared state of pre-trade risk, part 2 of 6: reference prices, positions marked to them, automatic halts.
 
 local reference_in = remembered(function(packed)
   local n = {}

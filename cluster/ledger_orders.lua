@@ -1,4 +1,4 @@
--- The shared state of pre-trade risk, part 4 of 5: the life of an order after its reservation.
+-- The shared state of pre-trade risk, part 4 of 6: the life of an order after its reservation.
 
 local function set_order(base, us, id, status, ...)
   redis.call('HSET', base .. ':order:' .. id, 'status', status, 'changed_us', text(us), ...)
@@ -64,6 +64,9 @@ local function free(ctx, id, order, status, reason, by)
   end
   redis.call('ZCARD', resting_key(base, order.product, order.side))
   finish(ctx)
+  if order.amend then
+    redis.call('HDEL', base .. ':order:' .. id, 'amend')
+  end
   set_order(base, ctx.us, id, status, 'reserved_lots', '0', 'reserved_notional', '0', 'reserved_cash', '0', 'realised', '0',
     'reason', reason)
   close(base, id, order)
@@ -203,9 +206,14 @@ local function fill(keys, args)
   end
   sound(base)
   local total, filled = integer(order.lots), integer(order.filled_lots) + lots
+  if order.amend then
+    -- Until the venue has said which it is, it may be the larger of the two.
+    total = math.max(total, integer(cjson.decode(order.amend).lots))
+  end
+  local basis = integer(order.basis_lots or order.lots)
   local left = math.max(integer(order.reserved_lots) - lots, 0)
-  local notional = left == 0 and 0 or mul_div_up(integer(order.notional), left, total)
-  local cash = left == 0 and 0 or mul_div_up(integer(order.cash), left, total)
+  local notional = left == 0 and 0 or mul_div_up(integer(order.notional), left, basis)
+  local cash = left == 0 and 0 or mul_div_up(integer(order.cash), left, basis)
   local was_open = not TERMINAL[order.status]
   local ended = was_open and filled >= total
   local ctx = begin(base, now_us(), MARK_NAMES)

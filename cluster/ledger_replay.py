@@ -35,6 +35,7 @@ NOT_IN_THE_LOG: Final[Mapping[str, str]] = {
     ":order venue_order_id": "learnt with every answer of the venue; an entry is written where the status changes",
     ":outbox": "what is on its way to the venue now; its consumers, not the books, decide how far it is",
     ":alerts": "repeats what is in the entries, and only the newest are kept",
+    ":venue_budget": "when the next request to the venue is due; it is over in a minute",
     ":dup": "lives for milliseconds after an order",
     ":override": "where an approved override is found until it ends; all it says is in the proposal",
 }
@@ -50,7 +51,7 @@ class Held:
     """An order the ledger knows: as asked for, what is left of its reservation, and what became of it."""
 
     id: str
-    request: list[str]
+    request: list[Any]
     by: str
     warnings: str
     notional: int
@@ -67,22 +68,31 @@ class Held:
     venue_order_id: str = ""
     reason: str | None = None
     trades: set[str] = field(default_factory=set)
+    basis: int = 0
+    amend: dict[str, str] | None = None
+    changed: dict[str, str] = field(default_factory=dict)
     expires_us: int | None = None
 
     @property
     def strategy(self) -> str:
         """The strategy it counts for."""
-        return self.request[2]
+        return str(self.request[2])
 
     @property
     def product(self) -> str:
         """The product it is of."""
-        return self.request[3]
+        return str(self.request[3])
 
     @property
     def side(self) -> str:
         """BUY or SELL."""
-        return self.request[4]
+        return str(self.request[4])
+
+    @property
+    def rests(self) -> bool:
+        """Whether it stands in the book where another own order may meet it."""
+        stop = len(self.request) > 20 and "stop_ticks" in self.request[20]
+        return self.request[6] in {"GTC", "GTD"} and bool(self.request[11]) and not stop
 
     @property
     def open(self) -> bool:
@@ -91,7 +101,16 @@ class Held:
 
     def share(self, amount: int) -> int:
         """The part of ``amount`` that the unfilled lots still hold, rounded up."""
-        return -(-amount * self.left // self.lots)
+        return -(-amount * self.left // (self.basis or self.lots))
+
+    @property
+    def total(self) -> int:
+        """Lots that may be filled: of an order that is being amended, the larger number."""
+        return max(self.lots, int(self.amend["lots"])) if self.amend else self.lots
+
+    def hold(self, lots: int, basis: int, notional: int, cash: int) -> None:
+        """From now on the unfilled lots hold their part of what ``basis`` lots were valued at."""
+        self.left, self.basis, self.notional, self.cash = lots, basis, notional, cash
 
     def fields(self) -> dict[str, str]:
         """As the server holds it."""
@@ -112,6 +131,11 @@ class Held:
         }
         found |= {name: str(figure) for name, figure in figures.items()}
         found |= {"status": self.status, "by": self.by, "reduce_only": self.request[18], "warnings": self.warnings}
+        found |= self.changed | ({"basis_lots": str(self.basis)} if self.basis else {})
+        found |= {"amend": json.dumps(self.amend, sort_keys=True)} if self.amend else {}
+        more = self.request[20] if len(self.request) > 20 else None
+        if isinstance(more, dict):
+            found |= {"stop_price": more.get("stop_price", ""), "end_ns": more.get("end_ns", "")}
         found |= {} if self.realised is None else {"realised": str(self.realised)}
         return found | ({} if self.reason is None else {"reason": self.reason})
 
@@ -133,6 +157,7 @@ class Replay:
         self.desk = self.book if account is None else desk or Book()
         self.state: dict[str, str] = {}
         self.limits = self.book.limits
+        self.environment: dict[str, str] = {}
         self.references: dict[str, Reference] = {}
         self.orders: dict[str, Held] = {}
         self.denied: dict[str, tuple[int, dict[str, str]]] = {}
@@ -147,6 +172,16 @@ class Replay:
             "FILL": self._fill,
             "FILLED": self._filled,
             "CANCEL_REQUESTED": self._cancel_requested,
+            "AMEND_REQUESTED": self._amend_requested,
+            "AMENDED": self._amended,
+            "AMEND_REFUSED": self._amend_refused,
+            "AMEND_DENIED": self._nothing,
+            "ADOPTED": self._adopted,
+            "ADJUSTED": self._adjusted,
+            "EMPTIED": self._nothing,
+            "ENVIRONMENT": self._environment,
+            "ARMED": self._armed,
+            "DISARMED": self._armed,
             "REFERENCE": self._reference,
             "STATE": self._state,
             "LIMITS": self._limits,
@@ -235,7 +270,7 @@ class Replay:
         strategies = self._begin_mark([order.product], [order.strategy])
         sign = 1 if order.side == "BUY" else -1
         was_open, left = order.open, max(order.left - lots, 0)
-        ended = was_open and order.filled + lots >= order.lots
+        ended = was_open and order.filled + lots >= order.total
         before = order.left, order.share(order.notional), order.share(order.cash)
         order.left = left
         book.figures["cash"] -= sign * value + fee
@@ -284,7 +319,7 @@ class Replay:
         if row.kind == "REJECTED":
             self._count_rejection("a|rejects", "account")
             self._count_rejection(f"s|{order.strategy}|rejects", f"strategy|{order.strategy}")
-        order.left = order.realised = 0
+        order.left, order.realised, order.amend = 0, 0, None
         order.status, order.changed_us, order.reason = row.kind, row.us, data["reason"]
         order.expires_us = row.us + KEPT_TERMINAL_US
 
@@ -294,6 +329,55 @@ class Replay:
             book.today(prefix, row.us).messages += 1
         account = self._record("account")
         self.book.advance_rate("a|msg_tat", row.us, account, "message_interval_us", "message_burst")
+
+    def _amend_requested(self, row: Row, data: Mapping[str, Any]) -> None:
+        """Of the old and the new amounts the larger are held until the venue has answered."""
+        order, held = self.orders[row.id], {name: int(text) for name, text in data["held"].items()}
+        before = order.left, order.share(order.notional), order.share(order.cash)
+        self.book.figures["reserved"] += held["cash"] - before[2]
+        self._count_open(order, 1, held["lots"] - before[0], held["notional"] - before[1], 0)
+        for book, prefix, scope in self._scopes(order):
+            book.today(prefix, row.us).messages += 1
+            book.advance_rate(prefix + "tat", row.us, self._record(scope), "order_interval_us", "order_burst")
+        account = self._record("account")
+        self.book.advance_rate("a|msg_tat", row.us, account, "message_interval_us", "message_burst")
+        order.amend = dict(data["to"])
+        order.hold(held["lots"], held["lots"], held["notional"], held["cash"])
+
+    def _amended(self, row: Row, data: Mapping[str, Any]) -> None:
+        order = self.orders[row.id]
+        to = order.amend or {}
+        self._settle_amend(order, *(int(to[name]) for name in ("lots", "left", "notional", "cash")))
+        order.changed = {name: to[name] for name in ("quantity", "limit_price")}
+        order.request = [*order.request[:11], to["ticks"], *order.request[12:]]
+
+    def _amend_refused(self, row: Row, data: Mapping[str, Any]) -> None:
+        order = self.orders[row.id]
+        was = order.amend or {}
+        self._settle_amend(order, order.lots, *(int(was[f"old_{name}"]) for name in ("basis", "notional", "cash")))
+
+    def _settle_amend(self, order: Held, lots: int, basis: int, notional: int, cash: int) -> None:
+        before = order.left, order.share(order.notional), order.share(order.cash)
+        order.lots, order.amend = lots, None
+        order.hold(max(lots - order.filled, 0), basis, notional, cash)
+        ended = order.left == 0
+        self.book.figures["reserved"] -= before[2] - order.share(cash)
+        self._count_open(order, -1, before[0] - order.left, before[1] - order.share(notional), 1 if ended else 0)
+        order.changed_us = self.us
+        if ended:
+            self._count_streak(order, order.realised or 0)
+            order.status, order.expires_us = "FILLED", self.us + KEPT_TERMINAL_US
+
+    def _adopted(self, row: Row, data: Mapping[str, Any]) -> None:
+        """An order found at the venue: counted as any other, against no limit and no rate."""
+        request = list(data["request"])
+        lots, notional, cash = int(request[10]), int(data["notional"]), int(data["cash"])
+        order = Held(row.id, request, row.by, "", notional, cash, lots, lots, row.us, row.us, "OPEN")
+        order.venue_order_id = data["venue_order_id"]
+        self.denied.pop(row.id, None)
+        self.orders[row.id] = order
+        self.book.figures["reserved"] += cash
+        self._count_open(order, 1, lots, notional, 1)
 
     # -- the account ---------------------------------------------------------------------------------------------------
 
@@ -306,6 +390,29 @@ class Replay:
             self.book.figures[f"p|{product}|cost"] += int(opening["cost"])
             self.book.note_holder(product, None)
         self._end_mark(list(positions), [])
+
+    def _adjusted(self, row: Row, data: Mapping[str, Any]) -> None:
+        positions = dict(data["positions"])
+        self._begin_mark(list(positions), [])
+        self.book.figures["cash"] += int(data["cash"])
+        for product, change in positions.items():
+            prefix, lots, cost = f"p|{product}|", int(change["lots"]), int(change["cost"])
+            held = self.book.figures[prefix + "lots"]
+            if held * lots < 0:
+                whole = self.book.figures[prefix + "cost"]
+                part = abs(whole) * min(abs(lots), abs(held)) // abs(held)
+                cost = -part if whole > 0 else part
+            self.book.figures[prefix + "lots"] += lots
+            self.book.figures[prefix + "cost"] += cost
+            self.book.note_holder(product, None)
+        self._end_mark(list(positions), [])
+
+    def _environment(self, row: Row, data: Mapping[str, Any]) -> None:
+        self.environment["name"] = row.id
+
+    def _armed(self, row: Row, data: Mapping[str, Any]) -> None:
+        who = {"until_ms": data["until_ms"], "by": row.by, "person": data["person"], "reason": data["reason"]}
+        self.environment |= {"armed_until_ms": data["until_ms"], "armed": json.dumps(who, sort_keys=True)}
 
     def _reference(self, row: Row, data: Mapping[str, Any]) -> None:
         products = list(data)
@@ -462,6 +569,7 @@ class Replay:
         found = {
             ":state": dict(self.state),
             ":limits": dict(self.limits),
+            ":environment": dict(self.environment),
             ":book": book if self.seq else {},
             ":reference": {p: f"{r.bid} {r.ask} {r.num} {r.den}" for p, r in self.references.items()},
             ":open": {o.id: str(o.created_us) for o in self.orders.values() if o.open},
@@ -476,7 +584,7 @@ class Replay:
             found[f":order:{order.id}"] = order.fields()
             if order.trades:
                 found[f":fills:{order.id}"] = dict.fromkeys(sorted(order.trades), "")
-            if order.open and order.request[6] == "GTC" and order.request[11]:
+            if order.open and order.rests:
                 resting = found.setdefault(f":resting:{order.product}:{order.side}", {})
                 resting[order.id] = order.request[11]
         return {suffix: fields for suffix, fields in found.items() if fields}

@@ -1,10 +1,10 @@
--- The shared state of pre-trade risk, part 3 of 5: the decision on an order, and its reservation.
+-- The shared state of pre-trade risk, part 3 of 6: the decision on an order, and its reservation.
 --
 -- Every rule is looked at, so that a denial names all that are broken; rates come last, so that a denied order uses none
 -- up. What a rule needs and does not find denies.
 
 -- A Lua function has at most 200 local variables, the library's own body too: of this part only these are seen later.
-local count_open, reserve, check, override_payload
+local count_open, reserve, check, override_payload, read_order, amend
 
 do
 local RECENT_KEPT = 15
@@ -74,9 +74,10 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- reading the order and what it meets
 
-local function read_order(packed, us)
+function read_order(packed, us)
   local a = cjson.decode(packed)
-  return { packed = packed, id = a[1], fingerprint = a[2], strategy = a[3], product = a[4], side = a[5], type = a[6],
+  local more = a[21] or NOTHING
+  return { stop_price = more.stop_price or '', stop_ticks = more.stop_ticks, end_ns = more.end_ns or '', packed = packed, id = a[1], fingerprint = a[2], strategy = a[3], product = a[4], side = a[5], type = a[6],
     tif = a[7], quantity = a[8], limit_price = a[9], post_only = a[10], lots = a[11], ticks = a[12], num = a[13],
     den = a[14], by = a[15], denials = a[16], epoch = a[17], sent_ms = a[18], reduce_only = a[19], version = a[20],
     us = us, now_ms = math.floor(us / 1000), warnings = {} }
@@ -179,6 +180,10 @@ end
 local function check_states(o)
   local scopes, raw = { o.account, o.of_strategy, o.of_product }, o.states
   local desk = redis.call('HMGET', DESK .. ':state', 'global', 'cause|global')
+  local real = redis.call('HMGET', DESK .. ':environment', 'name', 'armed_until_ms')
+  if real[1] == 'live' and tonumber(real[2] or '0') <= o.now_ms then
+    deny(o, 'NOT_ARMED', 'global', real[2] or '0', text(o.now_ms), 'ms', 'real money: somebody must arm the desk first')
+  end
   local found = { { o.desk, desk[1], desk[2] } }
   for i, scope in ipairs(scopes) do
     -- A strategy or product without limits has had its denial.
@@ -240,8 +245,14 @@ local function check_market(o)
   return true
 end
 
+-- Where a triggered bracket's limit lies beyond its trigger (Coinbase: 5 %), in parts per million.
+local BRACKET_PPM = 50000
+
 -- The price the order is valued at, in ticks: the worst it can reasonably be executed at. nil where none is known.
 local function price_of(o)
+  if o.type == 'BRACKET' and o.side == 'BUY' then
+    return mul_div_up(o.stop_ticks, 1000000 + BRACKET_PPM, 1000000)
+  end
   local buffer = number_of(o.limits.account, 'market_buffer_ppm')
   if o.side == 'SELL' then
     -- A sell with a limit below the market is executed at the market: valued at its limit it would pass as small.
@@ -266,6 +277,19 @@ local function check_price(o)
   local scope, limits, ref = o.of_product.label, o.limits.product, o.ref
   local touch = o.side == 'BUY' and ref.ask or ref.bid
   local mid2 = ref.bid + ref.ask
+  if o.stop_ticks then
+    -- Executed only where the market is then: what may be wrong is a limit far beyond the trigger, or a trigger that
+    -- the market has passed already, which would make a market order of it.
+    if o.type == 'STOP_LIMIT' then
+      compare(o, limits, scope, 'collar_ppm', ppm_up(math.abs(o.ticks - o.stop_ticks), o.stop_ticks), 'ppm',
+        'PRICE_COLLAR', 'distance of the limit from the trigger')
+    end
+    -- A bracket that buys back, too, is triggered from below, and one that sells from above.
+    if (o.side == 'BUY' and o.stop_ticks <= ref.ask) or (o.side == 'SELL' and o.stop_ticks >= ref.bid) then
+      deny(o, 'STOP_PRICE', scope, text(o.stop_ticks), text(touch), 'ticks', 'the market has passed the trigger already')
+    end
+    return
+  end
   compare(o, limits, scope, 'collar_ppm', ppm_up(math.abs(2 * (o.ticks or touch) - mid2), mid2), 'ppm', 'PRICE_COLLAR',
     'distance from the middle of the market')
   local crosses = not o.ticks or (o.side == 'BUY' and o.ticks >= ref.ask) or (o.side == 'SELL' and o.ticks <= ref.bid)
@@ -280,7 +304,7 @@ end
 
 local function check_size(o, ctx)
   local scope, limits, f = o.of_product.label, o.limits.product, o.of_product.f
-  compare(o, limits, scope, 'max_order_lots', o.lots, 'lots', 'QTY_EXCEEDS_MAX', 'order quantity')
+  compare(o, limits, scope, 'max_order_lots', o.whole_lots or o.lots, 'lots', 'QTY_EXCEEDS_MAX', 'order quantity')
   local usual = limits.hard.fat_finger_ppm and limits.hard.fat_finger_ppm < UNLIMITED
     and median(value_of(ctx.book, f.recent) or '')
   compare(o, limits, scope, 'fat_finger_ppm', usual and ppm_up(o.lots, usual), 'ppm', 'FAT_FINGER',
@@ -311,6 +335,8 @@ local function check_scope(o, scope, n)
   if n and n > soft.max_order_notional then
     compare(o, limits, label, 'max_order_notional', n, 'micros', 'NOTIONAL_EXCEEDS_MAX', 'order notional')
   end
+  -- An order that is amended is counted already.
+  local new = o.amends and 0 or 1
   local orders = figure(book, f.open_orders) + 1
   if orders > soft.max_open_orders then
     compare(o, limits, label, 'max_open_orders', orders, 'orders', 'MAX_OPEN_ORDERS', 'open orders')
@@ -318,8 +344,8 @@ local function check_scope(o, scope, n)
   if n and open + n > soft.max_open_notional then
     compare(o, limits, label, 'max_open_notional', open + n, 'micros', 'MAX_OPEN_VALUE', 'value of open orders')
   end
-  if day[1] + 1 > soft.max_daily_orders then
-    compare(o, limits, label, 'max_daily_orders', day[1] + 1, 'orders', 'DAILY_ORDERS', "today's orders")
+  if day[1] + new > soft.max_daily_orders then
+    compare(o, limits, label, 'max_daily_orders', day[1] + new, 'orders', 'DAILY_ORDERS', "today's orders")
   end
   if n and day[2] + open + n > soft.max_daily_turnover then
     compare(o, limits, label, 'max_daily_turnover', day[2] + open + n, 'micros', 'DAILY_TURNOVER',
@@ -425,13 +451,14 @@ end
 
 local function check_self_trade(o, ctx)
   local account = o.limits.account
-  if not account or (account.word.self_trade or 'allow') == 'allow' then
+  -- A stop order meets nobody before it is triggered; what it meets then, the venue prevents.
+  if not account or (account.word.self_trade or 'allow') == 'allow' or o.stop_ticks then
     return
   end
   local other = resting_key(ctx.base, o.product, o.side == 'BUY' and 'SELL' or 'BUY')
   local best = redis.call(o.side == 'BUY' and 'ZRANGE' or 'ZREVRANGE', other, 0, 0, 'WITHSCORES')
   local ticks = best[2] and tonumber(best[2])
-  if ticks and (not o.ticks or (o.side == 'BUY' and o.ticks >= ticks) or (o.side == 'SELL' and o.ticks <= ticks)) then
+  if ticks and best[1] ~= o.id and (not o.ticks or (o.side == 'BUY' and o.ticks >= ticks) or (o.side == 'SELL' and o.ticks <= ticks)) then
     deny(o, 'SELF_TRADE', 'account', o.ticks and text(o.ticks) or 'MARKET', text(ticks), 'ticks',
       'would trade with the own order ' .. best[1])
   end
@@ -441,8 +468,9 @@ local function check_duplicate(o, ctx)
   local window = math.max(number_of(o.limits.account, 'duplicate_window_ms') or 0,
     number_of(o.limits.strategy, 'duplicate_window_ms') or 0)
   o.duplicate_ms = window
-  if window > 0 then
+  if window > 0 and not o.amends then
     o.duplicate_key = ctx.base .. ':dup:' .. table.concat({ o.strategy, o.product, o.side, o.type, text(o.lots), o.ticks and text(o.ticks) or '' }, '|')
+      .. (o.stop_ticks and '|' .. text(o.stop_ticks) or '')
     local left = redis.call('PTTL', o.duplicate_key)
     if left > 0 then
       deny(o, 'DUPLICATE_ORDER', o.of_strategy.label, text(math.max(window - left, 0)), text(window), 'ms',
@@ -463,7 +491,7 @@ local function check_counts(o, ctx)
     end
   end
   local most, window = number_of(o.limits.strategy, 'max_repeats'), number_of(o.limits.strategy, 'repeat_window_ms')
-  if most and window then
+  if most and window and not o.amends then
     o.repeat_start, o.repeats = counted(ctx.book, o.of_strategy.f.repeats, o.now_ms, window, 1)
     if o.repeats > most then
       o.repeated = true
@@ -515,6 +543,9 @@ end
 
 -- What two people may set aside for one order. Everything else stands: halts and what tripped them, what is missing or
 -- stale, money and holdings that are not there, what may not be traded at all.
+-- How far ahead the end of an order must be, so that it can reach the venue before.
+local END_MARGIN_MS = 1000
+
 local OVERRIDABLE = { QTY_EXCEEDS_MAX = true, NOTIONAL_EXCEEDS_MAX = true, FAT_FINGER = true, PRICE_COLLAR = true,
   MAX_POSITION = true, MAX_GROSS = true, MAX_NET = true, CONCENTRATION = true, LEVERAGE = true, MAX_OPEN_ORDERS = true,
   MAX_OPEN_VALUE = true, OTR = true, DAILY_ORDERS = true, DAILY_TURNOVER = true, DUPLICATE_ORDER = true,
@@ -564,9 +595,17 @@ local function decide(o, base)
   end
   local ctx = begin(base, o.us, names_for(o.strategy .. ' ' .. o.product .. ' ' .. o.by .. ' ' .. (o.group or '')))
   ctx.desk = begin(DESK, o.us, DESK_NAMES)
+  o.lots = positive(o.lots)
+  o.stop_ticks = o.stop_ticks and positive(o.stop_ticks)
+  if o.amends then
+    -- What the order holds so far makes room for what it is to hold.
+    local was = o.amends
+    add(ctx.book, 'reserved', -integer(was.reserved_cash))
+    count_open(ctx, was, o.group, -1, integer(was.reserved_lots), integer(was.reserved_notional), 1)
+    o.whole_lots, o.lots = o.lots, o.lots - integer(was.filled_lots)
+  end
   read_scopes(o, ctx)
   read_references(o, ctx)
-  o.lots = positive(o.lots)
   o.ticks = o.ticks ~= '' and positive(o.ticks) or nil
   o.num, o.den = positive(o.num), positive(o.den)
   o.room, o.wanted = room_to_reduce(o, ctx.book, o.of_product.f)
@@ -581,6 +620,9 @@ local function decide(o, base)
   end
   check_allowed(o)
   check_states(o)
+  if o.end_ns ~= '' and tonumber(o.end_ns:sub(1, -7)) <= o.now_ms + END_MARGIN_MS then
+    deny(o, 'EXPIRE_IN_PAST', 'account', o.end_ns, text(o.now_ms), 'ms', 'a GTD order must end in the future')
+  end
   if not value_of(ctx.book, 'cash') then
     deny(o, 'MISSING_STATE', 'account', '', '', '', 'the account has no cash balance yet')
   end
@@ -608,7 +650,7 @@ local function decide(o, base)
   check_self_trade(o, ctx)
   check_duplicate(o, ctx)
   check_counts(o, ctx)
-  if #o.denials > 0 and not o.proposing then
+  if #o.denials > 0 and not o.proposing and not o.amends then
     override(o, base)
   end
   if #o.denials == 0 then
@@ -705,7 +747,8 @@ local function write_accepted(o, ctx)
   for _, w in ipairs(o.warnings) do
     alert(ctx, w.level or 'SOFT', w.code, w.scope, w.value, w.limit, w.message, o.id)
   end
-  local resting = o.ticks and o.tif == 'GTC' and resting_key(ctx.base, o.product, o.side)
+  local rests = o.ticks and not o.stop_ticks and (o.tif == 'GTC' or o.tif == 'GTD')
+  local resting = rests and resting_key(ctx.base, o.product, o.side)
   if resting then
     redis.call('ZCARD', resting)
   end
@@ -718,6 +761,9 @@ local function write_accepted(o, ctx)
     'lots', lots, 'filled_lots', '0', 'filled_value', '0', 'fees', '0', 'reserved_lots', lots,
     'reserved_notional', notional, 'reserved_cash', cash, 'notional', notional, 'cash', cash, 'created_us', now,
     'changed_us', now, 'by', o.by, 'reduce_only', o.reduce_only, 'warnings', warnings)
+  if o.stop_ticks or o.end_ns ~= '' then
+    redis.call('HSET', ctx.base .. ':order:' .. o.id, 'stop_price', o.stop_price, 'end_ns', o.end_ns)
+  end
   redis.call('ZADD', ctx.base .. ':open', now, o.id)
   if resting then
     redis.call('ZADD', resting, text(o.ticks), o.id)
@@ -752,7 +798,7 @@ end
 
 -- KEYS[1] base.  ARGV[1]: a JSON list of id, fingerprint, strategy, product, side, type, tif, quantity, limit_price,
 -- post_only, lots, ticks ('' = market), num, den, by, the list of denials found before, epoch, sent_ms, reduce_only,
--- version (all text but the denials). Returns {ACCEPTED, epoch, notional, cash, warnings} | {DENIED | CONFLICT, epoch,
+-- version (all text but the denials), and where it has one of these {stop_price, stop_ticks, end_ns}. Returns {ACCEPTED, epoch, notional, cash, warnings} | {DENIED | CONFLICT, epoch,
 -- answer} | {REPEATED, epoch, answer of a denial, or notional, cash, warnings} | {STALE_EPOCH | NEW_EPOCH | RECONCILING,
 -- epoch}.
 function reserve(keys, argv)
@@ -810,12 +856,108 @@ function override_payload(base, packed)
   end
   -- Name by name, because equal proposals must be equal texts.
   for _, name in ipairs({ 'strategy', 'product', 'side', 'type', 'tif', 'quantity', 'limit_price', 'post_only',
-    'reduce_only', 'version' }) do
-    named[#named + 1] = '"' .. name .. '":' .. cjson.encode(o[name])
+    'reduce_only', 'version', 'stop_price', 'end_ns' }) do
+    if o[name] ~= '' or (name ~= 'stop_price' and name ~= 'end_ns') then
+      named[#named + 1] = '"' .. name .. '":' .. cjson.encode(o[name])
+    end
   end
   local denials = #o.denials > 0 and cjson.encode(o.denials) or '[]'
   return '{"id":' .. cjson.encode(o.id) .. ',"fingerprint":' .. cjson.encode(o.fingerprint) .. ',"order":{'
     .. table.concat(named, ',') .. '},"denials":' .. denials .. '}', o.us
+end
+
+-- Writes what an amendment may come to: of old and new the larger is held until the venue has said which it is.
+local function write_amending(o, ctx, order)
+  local held_lots = math.max(o.lots, integer(order.reserved_lots))
+  local held_notional = math.max(o.notional, integer(order.reserved_notional))
+  local held_cash = math.max(o.cash, integer(order.reserved_cash))
+  add(ctx.book, 'reserved', held_cash)
+  count_open(ctx, order, o.group, 1, held_lots, held_notional, 1)
+  for _, scope in ipairs(o.scopes) do
+    local day = scope.today
+    day[4] = day[4] + 1
+    put_today(scope.book, scope.f, scope.day, day)
+    if scope.tat then
+      put_value(scope.book, scope.f.tat, scope.tat)
+    end
+  end
+  if o.msg_tat then
+    put_value(ctx.book, 'a|msg_tat', o.msg_tat)
+  end
+  local pending = { lots = text(o.whole_lots), quantity = o.quantity, limit_price = o.limit_price, ticks = text(o.ticks),
+    left = text(o.lots), notional = text(o.notional), cash = text(o.cash), old_basis = order.basis_lots or order.lots,
+    old_notional = order.notional, old_cash = order.cash }
+  local held = { lots = text(held_lots), notional = text(held_notional), cash = text(held_cash) }
+  audit(ctx, 'AMEND_REQUESTED', o.id, o.by, { to = pending, held = held })
+  for _, w in ipairs(o.warnings) do
+    alert(ctx, w.level or 'SOFT', w.code, w.scope, w.value, w.limit, w.message, o.id)
+  end
+  finish(ctx)
+  redis.call('HSET', ctx.base .. ':order:' .. o.id, 'amend', cjson.encode(pending), 'basis_lots', held.lots, 'notional',
+    held.notional, 'cash', held.cash, 'reserved_lots', held.lots, 'reserved_notional', held.notional, 'reserved_cash',
+    held.cash)
+  redis.call('XADD', ctx.base .. ':outbox', '*', 'kind', 'AMEND', 'id', o.id)
+end
+
+-- Why an order cannot be amended to `o` at all: nil, or a code, its value, its limit and the reason.
+local function amend_refusal(o, order)
+  local wanted = tonumber(o.lots) or 0
+  if order.type ~= 'LIMIT' or order.tif ~= 'GTC' then
+    return 'AMEND_TYPE', order.type .. ' ' .. order.tif, 'LIMIT GTC', 'the venue amends only limit orders that are good until cancelled'
+  elseif order.status ~= 'OPEN' and order.status ~= 'PARTIALLY_FILLED' then
+    return 'AMEND_NOT_OPEN', order.status, 'OPEN', 'only an order the venue has taken, and that has not ended, can be amended'
+  elseif order.amend then
+    return 'AMEND_PENDING', order.amend, '', 'another amendment is on its way to the venue'
+  elseif order.cancel_entry then
+    return 'AMEND_NOT_OPEN', 'CANCEL_REQUESTED', 'OPEN', 'its cancellation is on its way to the venue'
+  elseif wanted <= integer(order.filled_lots) then
+    return 'AMEND_BELOW_FILLED', o.lots, order.filled_lots, 'the quantity must be more than what is filled'
+  end
+  return nil
+end
+
+-- ARGV[1]: the order as it is to be, packed as for reserve. Asks the venue, through the outbox, to make it so; the larger
+-- of old and new is reserved meanwhile. Returns {ACCEPTED | REPEATED, epoch, notional, cash, warnings} | {DENIED, epoch,
+-- answer} | {NOT_FOUND, epoch} | {STALE_EPOCH | NEW_EPOCH | RECONCILING, epoch}.
+function amend(keys, argv)
+  local base, o = keys[1], read_order(argv[1], now_us())
+  local refusal = refused(o, base)
+  if refusal then
+    return refusal
+  end
+  local order = hash(base .. ':order:' .. o.id)
+  if not order.lots then
+    return { 'NOT_FOUND', o.stored_epoch }
+  end
+  if not is_admitted(base, o.stored_epoch) then
+    return { 'RECONCILING', o.stored_epoch }
+  end
+  sound(base)
+  local asked = order.amend and cjson.decode(order.amend) or order
+  if asked.lots == o.lots and asked.limit_price == o.limit_price and not TERMINAL[order.status] then
+    return { 'REPEATED', o.stored_epoch, order.notional, order.cash, '' }
+  end
+  local code, value, limit, message = amend_refusal(o, order)
+  local ctx = begin(base, o.us)
+  if code then
+    deny(o, code, 'account', value, limit, '', message)
+  elseif #o.denials == 0 then
+    -- Whoever amends, the order counts for whom it counted for.
+    local by = o.by
+    o.amends, o.by, o.strategy = order, order.by, order.strategy
+    local decided = decide(o, base)
+    o.by = by
+    if #o.denials == 0 then
+      write_amending(o, decided, order)
+      return { 'ACCEPTED', o.stored_epoch, text(o.notional), text(o.cash), #o.warnings > 0 and cjson.encode(o.warnings) or '' }
+    end
+  end
+  local answer = answer_of(o, 'DENIED')
+  if not o.passing then
+    audit(ctx, 'AMEND_DENIED', o.id, o.by, '{"request":' .. o.packed .. ',"answer":' .. answer .. '}')
+    finish(ctx)
+  end
+  return { 'DENIED', o.stored_epoch, answer }
 end
 
 -- As reserve, but nothing is written and the id does not matter. Returns {CHECKED, epoch, answer}.

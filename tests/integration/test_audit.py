@@ -46,7 +46,8 @@ class Trader:
         steps = {
             self.reserve: 30, self.send: 12, self.acknowledge: 6, self.fill: 25, self.end: 6, self.cancel: 6,
             self.quote: 10, self.limit: 2, self.halt: 1, self.resume: 6, self.claim: 1, self.propose: 2,
-            self.look: 3, self.another_day: 1,
+            self.look: 3, self.another_day: 1, self.amend: 12, self.settle_amend: 12, self.adopt: 2, self.adjust: 1,
+            self.environment: 1, self.empty: 1,
         }  # fmt: skip
         (chosen,) = self.chance.choices(list(steps), list(steps.values()))
         await chosen()
@@ -100,6 +101,56 @@ class Trader:
 
     async def cancel(self) -> None:
         await self.books.ledger.request_cancel(self.books.account, await self.any_order(), "test")
+
+    async def amend(self) -> None:
+        found = [one["client_order_id"] for one in await self.books.ledger.open_orders(self.books.account)]
+        limited = [name for name in found if self.books.orders[name].limit_price is not None]
+        name = self.chance.choice(limited) if limited else await self.any_order("OPEN")
+        asked = self.books.orders.get(name)
+        if asked is None or asked.limit_price is None:
+            return
+        # It has reached the venue, mostly.
+        if self.chance.random() < 0.8:
+            await self.books.ledger.mark_sent(self.books.account, self.books.epoch, name)
+            await self.books.ledger.ack(self.books.account, self.books.epoch, name, OrderStatus.OPEN, "venue-id")
+        product, step = PRODUCTS[asked.product_id], self.chance.choice([-1, 0, 1])
+        price = asked.limit_price + product.price(step * 10)
+        wanted = replace(asked, quantity=product.quantity(self.chance.randint(1, 500)), limit_price=price)
+        await self.books.ledger.amend(wanted, product, self.chance.choice(["test", "robot"]))
+
+    async def settle_amend(self) -> None:
+        ledger, account, epoch = self.books.ledger, self.books.account, self.books.epoch
+        for fields in await ledger.open_orders(account):
+            if "amend" in fields and self.chance.random() < 0.7:
+                if self.chance.random() < 0.6:
+                    await ledger.amended(account, epoch, fields["client_order_id"])
+                else:
+                    await ledger.amend_refused(account, epoch, fields["client_order_id"], "not today")
+
+    async def adopt(self) -> None:
+        name = f"{self.books.account}-found-{len(self.asked)}"
+        self.asked.append(name)
+        found = order(name, ticks=self.chance.choice([None, 9_000]), side=self.chance.choice(list(Side)))
+        found = replace(found, account=self.books.account, strategy="external")
+        self.books.orders[name] = found
+        assert await self.books.ledger.adopt(self.books.epoch, found, PRODUCTS["BTC-USD"], "venue-id")
+
+    async def adjust(self) -> None:
+        lots = self.chance.randint(-50, 50)
+        positions = {"BTC-USD": (lots, lots * 1_000)} if lots else {}
+        cash = self.chance.randint(-(10**6), 10**6)
+        made = await self.books.ledger.propose_adjust(self.books.account, cash, positions, "test", ASKER, "a deposit")
+        await self.books.approve(made.id, self.books.account)
+
+    async def environment(self) -> None:
+        ledger = self.books.ledger
+        await ledger.bind_environment("paper", "test")
+        await ledger.arm("test", ASKER, "for the test", await ledger.time_ns() // 1_000_000 + 60_000)
+        if self.chance.random() < 0.5:
+            await ledger.disarm("test", "no more")
+
+    async def empty(self) -> None:
+        await self.books.ledger.emptied(self.books.account, self.books.epoch, "account", {"asked": 3})
 
     async def quote(self) -> None:
         move = self.chance.randint(-400, 400)
@@ -207,7 +258,7 @@ def comparable(keys: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any
     """The keys without what ``NOT_IN_THE_LOG`` names; a figure of 0 is as good as none, JSON is read."""
     found: dict[str, dict[str, Any]] = {}
     for suffix, fields in keys.items():
-        if suffix.startswith(":dup:") or suffix in {":outbox", ":alerts", ":audit", ":accounts"}:
+        if suffix.startswith(":dup:") or suffix in {":venue_budget", ":outbox", ":alerts", ":audit", ":accounts"}:
             continue
         left: dict[str, Any] = dict(fields)
         if suffix == ":book":
@@ -221,6 +272,9 @@ def comparable(keys: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any
             left.pop("baseline", None)
         elif suffix.startswith(":order:"):
             left = {name: text for name, text in fields.items() if name not in {"cancel_entry", "venue_order_id"}}
+            left |= {"amend": json.loads(fields["amend"])} if "amend" in fields else {}
+        elif suffix == ":environment":
+            left |= {"armed": json.loads(fields["armed"])} if "armed" in fields else {}
         if left:
             found[suffix] = left
     return found
