@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import ROUND_FLOOR, Context, Decimal, localcontext
 from enum import StrEnum
@@ -159,7 +159,15 @@ class Exchange:
         self._books: dict[str, Book] = {}
         self._taken: dict[str, dict[tuple[Side, int], int]] = {}
         self._looked_at_s = now_ns // NS_PER_S
+        self._listeners: list[Callable[[Event], None]] = []
         self._replay(deposits, now_ns)
+
+    def listen(self, callback: Callable[[Event], None]) -> None:
+        """Have ``callback`` called after each event that is applied from now on."""
+        self._listeners.append(callback)
+
+    async def synced(self) -> None:
+        """Return when everything that has happened is on disk (it is, as long as each append syncs)."""
 
     # --- what others do to it ---
 
@@ -353,6 +361,8 @@ class Exchange:
             self._apply(event)
             if event["kind"] == "fill":
                 self._take_from_book(event)
+            for listener in self._listeners:
+                listener(event)
 
     def _replay(self, deposits: dict[str, Decimal], now_ns: int) -> None:
         with localcontext(_EXACT):

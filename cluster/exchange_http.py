@@ -22,6 +22,7 @@ from cluster.exchange_book import Exchange, SimFill, SimOrder, State
 from cluster.exchange_history import DAY_S, MARKETS
 from cluster.exchange_keys import Credentials, Unauthorised, check_token
 from cluster.exchange_ticket import PRICE_TICKS_MAX, Refusal, read_ticket
+from cluster.exchange_ws import Hub
 from strategies.model import NS_PER_S, Granularity, IncrementError
 
 PREFIX: Final = "/api/v3/brokerage"
@@ -79,6 +80,7 @@ class Face:
         self.credentials = credentials
         self.first_s = first_s
         self.clock = clock
+        self.hub = Hub(exchange, credentials, first_s, clock)
         self._day_stats: dict[str, tuple[int, Any, Any]] = {}
 
     async def __call__(
@@ -87,8 +89,9 @@ class Face:
         receive: Callable[[], Awaitable[Message]],
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
-        """ASGI entry; anything but HTTP is not simulated yet."""
-        if scope["type"] != "http":
+        """ASGI entry for requests and WebSockets."""
+        if scope["type"] == "websocket":
+            await self.hub.serve(scope, receive, send)
             return
         body = await _read_body(receive)
         answer = self._safe_answer(scope, body)
@@ -382,6 +385,7 @@ class Face:
             if not 2 <= ticks <= PRICE_TICKS_MAX:
                 raise RequestError(400, "INVALID_ARGUMENT", "price: out of range")
         fills = self.exchange.push_price(name, ticks, request.now_ns)
+        self.hub.look(name)
         mid = self.exchange.mid_ticks(name, request.now_ns)
         return {"product_id": name, "price": shapes.plain(product.price(mid)), "fills": fills}
 
@@ -480,7 +484,9 @@ def _cursor(request: Request, highest: int, default: int | None = None) -> int:
     return int(text)
 
 
-_STATUSES: Final = frozenset({*State, "PENDING", "FAILED", "UNKNOWN_ORDER_STATUS", "QUEUED", "CANCEL_QUEUED"})
+_STATUSES: Final = frozenset(
+    {*State, "PENDING", "FAILED", "UNKNOWN_ORDER_STATUS", "QUEUED", "CANCEL_QUEUED", "EDIT_QUEUED"}
+)
 
 
 def _order_filter(request: Request, statuses: set[str], end_ns: int) -> Callable[[SimOrder], bool]:

@@ -84,6 +84,15 @@ def check_token(token: str, keys: dict[str, PublicKey], method: str, host: str, 
     Checked: algorithm by key type (never the token's word), signature, ``kid`` and ``sub`` = a registered key,
     ``iss`` = cdp, ``nbf`` <= now < ``exp``, ``uri`` = "METHOD host/path" without the query. Raises ``Unauthorised``.
     """
+    return _check(token, keys, f"{method} {host}{path}", now_s)
+
+
+def check_stream_token(token: str, keys: dict[str, PublicKey], now_s: float) -> str:
+    """Verify the token of a WebSocket message: as for a request, but without ``uri``. Raises ``Unauthorised``."""
+    return _check(token, keys, None, now_s)
+
+
+def _check(token: str, keys: dict[str, PublicKey], uri: str | None, now_s: float) -> str:
     try:
         name = jwt.get_unverified_header(token).get("kid")
         key = keys.get(name) if isinstance(name, str) else None
@@ -95,11 +104,11 @@ def check_token(token: str, keys: dict[str, PublicKey], method: str, host: str, 
         claims = jwt.decode(token, key, algorithms=[algorithm], options=options)  # type: ignore[arg-type]
     except (jwt.InvalidTokenError, UnicodeError, ValueError) as error:
         raise Unauthorised(f"token: {type(error).__name__}") from None
-    _check_claims(claims, name, f"{method} {host}{path}", now_s)
+    _check_claims(claims, name, uri, now_s)
     return name
 
 
-def _check_claims(claims: dict[str, object], name: str, uri: str, now_s: float) -> None:
+def _check_claims(claims: dict[str, object], name: str, uri: str | None, now_s: float) -> None:
     begins, ends = claims.get("nbf"), claims.get("exp")
     if not isinstance(begins, int) or not isinstance(ends, int):
         raise Unauthorised("nbf, exp: expected whole seconds")

@@ -34,9 +34,11 @@ from cluster.exchange_history import DAY_S, History
 from cluster.exchange_http import Face
 from cluster.exchange_journal import Journal, JournalError
 from cluster.exchange_keys import KeyFileError, open_credentials
+from cluster.exchange_wire import HttpProtocol, WebSocketProtocol
 
 _STOP_S_MAX: Final = 0.5
 _CONNECTIONS_MAX: Final = 1_000
+_MESSAGE_BYTES_MAX: Final = 65_536
 
 _log = logging.getLogger("cluster.exchange_sim")
 
@@ -77,10 +79,14 @@ async def _serve(options: argparse.Namespace) -> None:
     journal = Journal(options.state_dir / "journal.jsonl")
     exchange = Exchange(History(options.seed), journal, deposits, fees, time.time_ns())
     host_port = f"{options.host}:{listener.getsockname()[1]}"
+    face = Face(exchange, credentials, first_s)
     config = uvicorn.Config(
-        Face(exchange, credentials, first_s),
-        http="httptools",
-        ws="none",
+        face,
+        http=HttpProtocol,
+        ws=WebSocketProtocol,
+        # The venue sends no pings and expects none: heartbeats are its keep-alive.
+        ws_ping_interval=None,
+        ws_max_size=_MESSAGE_BYTES_MAX,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -96,11 +102,12 @@ async def _serve(options: argparse.Namespace) -> None:
         loop.add_signal_handler(number, _stop, server, loop)
     _write_address(options.state_dir, host_port)
     print(f"exchange simulator (SIMULATED): https://{host_port}", flush=True)
-    ticking = asyncio.create_task(_tick(exchange))
+    running = [asyncio.create_task(_tick(exchange)), asyncio.create_task(face.hub.run())]
     try:
         await server.serve(sockets=[listener])
     finally:
-        ticking.cancel()
+        for task in running:
+            task.cancel()
         journal.close()
 
 

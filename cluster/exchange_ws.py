@@ -1,0 +1,436 @@
+"""The WebSocket face of the exchange simulator: Coinbase Advanced Trade's channels on the port that serves REST.
+
+One ``Hub`` for all connections. As on Coinbase, the first subscription must come within 5 seconds, a connection that
+got nothing for 60 to 90 seconds is closed, every message of a connection has the next ``sequence_num``, the snapshot
+comes before the acknowledgement, and names nobody knows get "authentication failure" (a channel) or nothing (a
+product). The ``user`` channel tells an order's whole state after each change, and only once the change is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from cluster import exchange_shapes as rest
+from cluster import exchange_ws_shapes as shapes
+from cluster.exchange_book import Book, Exchange
+from cluster.exchange_history import DAY_S, MARKETS
+from cluster.exchange_keys import Credentials, Unauthorised, check_stream_token
+from cluster.exchange_wire import cut
+from strategies.model import NS_PER_S, Granularity
+
+PRODUCT_CHANNELS: Final = ("level2", "ticker", "ticker_batch", "market_trades", "candles", "status")
+CHANNELS: Final = ("heartbeats", "user", *PRODUCT_CHANNELS)
+SUBSCRIBE_S_MAX: Final = 5.0
+IDLE_S: Final = (60.0, 90.0)
+TICK_S: Final = 0.25
+# A client that reads nothing is let go when this many messages wait for it (a second of everything is about 20).
+QUEUE_MAX: Final = 2_000
+SESSIONS_MAX: Final = 200
+_SNAPSHOT_ORDERS: Final = 50
+_SNAPSHOT_CANDLES: Final = 100
+_SNAPSHOT_TRADES: Final = 50
+_BATCH_S: Final = 5
+_STATUS_S: Final = 10
+_NAMES_MAX: Final = 1_000
+_POLICY_VIOLATION: Final = 1008
+_GOING_AWAY: Final = 1001
+_CODE_LOST: Final = 1006
+
+Message = MutableMapping[str, Any]
+_log = logging.getLogger(__name__)
+
+
+class Ending(NamedTuple):
+    """How a connection ends: a close frame, or (``code`` None) without a word."""
+
+    code: int | None
+    reason: str = ""
+
+
+@dataclass(eq=False)
+class Session:
+    """One connection: what it has subscribed to (product names by channel) and what waits to be sent."""
+
+    number: int
+    idle_s: float
+    subscriptions: dict[str, dict[str, None]] = field(default_factory=dict)
+    portfolio: str = ""
+    sequence: int = 0
+    opened_s: float = 0.0
+    last_message_s: float = 0.0
+    outgoing: asyncio.Queue[str | Ending] = field(default_factory=lambda: asyncio.Queue(QUEUE_MAX + 1))
+    ended: bool = False
+
+    def put(self, text: str) -> None:
+        """Send ``text`` after what waits already; a client that reads nothing is let go."""
+        if self.ended:
+            return
+        if self.outgoing.qsize() >= QUEUE_MAX:
+            self.end(Ending(None))
+            return
+        self.outgoing.put_nowait(text)
+        self.last_message_s = time.monotonic()
+
+    def end(self, how: Ending) -> None:
+        """Close after what waits already, at once where it is to be cut."""
+        if self.ended:
+            return
+        self.ended = True
+        if how.code is None:
+            while not self.outgoing.empty():
+                self.outgoing.get_nowait()
+        self.outgoing.put_nowait(how)
+
+    def takes(self, channel: str, product_id: str) -> bool:
+        """Whether a message about the product goes to this connection."""
+        return product_id in self.subscriptions.get(channel, ())
+
+
+class Hub:
+    """All WebSocket connections of one exchange."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        credentials: Credentials,
+        first_s: int,
+        clock: Callable[[], int] = time.time_ns,
+        seed: int = 0,
+        idle_s: tuple[float, float] = IDLE_S,
+    ) -> None:
+        """``first_s`` is where candle history begins, ``clock`` gives nanoseconds UTC, ``idle_s`` is from and to."""
+        self.exchange = exchange
+        self.credentials = credentials
+        self.first_s = first_s
+        self.clock = clock
+        self.sessions: dict[int, Session] = {}
+        self._idle_s = idle_s
+        self._random = random.Random(seed)  # noqa: S311 - a length of waiting, nothing secret
+        self._numbers = itertools.count(1)
+        self._began_s = time.monotonic()
+        self._second = clock() // NS_PER_S
+        self._books: dict[str, Book] = {}
+        self._user_messages: list[tuple[str, rest.Json]] = []
+        self._flushing: asyncio.Task[None] | None = None
+        exchange.listen(self._heard)
+
+    # --- a connection's life ---
+
+    async def serve(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        """ASGI entry for one WebSocket; any path but ``/`` is refused."""
+        await receive()
+        if scope["path"] != "/" or len(self.sessions) >= SESSIONS_MAX:
+            await send({"type": "websocket.close"})
+            return
+        await send({"type": "websocket.accept", "headers": [(b"x-simulated", b"1")]})
+        session = Session(next(self._numbers), self._random.uniform(*self._idle_s))
+        session.opened_s = session.last_message_s = time.monotonic()
+        self.sessions[session.number] = session
+        writing = asyncio.create_task(self._write(session, scope, send))
+        try:
+            while (message := await receive())["type"] == "websocket.receive":
+                self._safe_answer(session, message)
+        finally:
+            session.ended = True
+            del self.sessions[session.number]
+            writing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writing
+
+    async def _write(
+        self, session: Session, scope: MutableMapping[str, Any], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        try:
+            while True:
+                item = await session.outgoing.get()
+                if isinstance(item, str):
+                    await send({"type": "websocket.send", "text": item})
+                elif item.code is None:
+                    cut(scope)
+                    return
+                else:
+                    await send({"type": "websocket.close", "code": item.code, "reason": item.reason})
+                    return
+        except Exception:  # noqa: BLE001 - the library's own exception for a client that is gone is not exported
+            _log.info("connection %s is gone", session.number, exc_info=True)
+
+    def _safe_answer(self, session: Session, message: Message) -> None:
+        try:
+            self._answer(session, message)
+        except Exception:  # noqa: BLE001 - a loop's edge: one bad message must not end the exchange
+            _log.exception("message failed on connection %s", session.number)
+            session.put(json.dumps(shapes.error("internal error", "the simulator failed; its log says why")))
+
+    def _answer(self, session: Session, message: Message) -> None:
+        request = _parse(message)
+        kind, channel = request.get("type"), request.get("channel")
+        if kind not in ("subscribe", "unsubscribe"):
+            session.put(json.dumps(shapes.error("Malformed JSON" if not request else "type is invalid")))
+            return
+        # What a stranger is told: the venue answers an unknown channel like a missing token.
+        if not isinstance(channel, str) or channel not in CHANNELS or not self._may(session, channel, request):
+            session.put(json.dumps(shapes.error(shapes.AUTHENTICATION_FAILURE)))
+            return
+        names = _names(request.get("product_ids"))
+        if names is None:
+            session.put(json.dumps(shapes.error("product_ids is invalid")))
+            return
+        if kind == "unsubscribe":
+            _unsubscribe(session, channel, names)
+        else:
+            self._subscribe(session, channel, names)
+        subscribed = {name: list(having) for name, having in session.subscriptions.items()}
+        self._push(session, "subscriptions", [shapes.subscriptions(subscribed)], self.clock())
+
+    def _may(self, session: Session, channel: str, request: dict[str, Any]) -> bool:
+        """A token must be good where there is one, and there must be one for ``user``."""
+        token = request.get("jwt")
+        if token is None or token == "":
+            return channel != "user" or (request["type"] == "unsubscribe" and channel in session.subscriptions)
+        try:
+            check_stream_token(token if isinstance(token, str) else "", self.credentials.keys, self.clock() / NS_PER_S)
+        except Unauthorised as error:
+            _log.info("authentication failure on connection %s: %s", session.number, error)
+            return False
+        session.portfolio = self.exchange.portfolio_id
+        return True
+
+    # --- subscribing ---
+
+    def _subscribe(self, session: Session, channel: str, names: list[str]) -> None:
+        now_ns = self.clock()
+        having = session.subscriptions.setdefault(channel, {})
+        if channel == "heartbeats":
+            having["heartbeats"] = None
+        elif channel == "user":
+            # Snapshot and updates must not overlap: what is still to be told is in the snapshot already.
+            self._user_messages = [each for each in self._user_messages if each[0] != session.portfolio]
+            having |= dict.fromkeys(names) or {session.portfolio: None}
+            self._push_user_snapshot(session, names, now_ns)
+        else:
+            wanted = [name for name in names if name in MARKETS] if names else list(MARKETS)
+            self._push_snapshot(session, channel, wanted, now_ns)
+            having |= dict.fromkeys(wanted)
+        if not having:
+            del session.subscriptions[channel]
+
+    def _push_snapshot(self, session: Session, channel: str, names: list[str], now_ns: int) -> None:
+        self.exchange.advance(now_ns)
+        for name in names:
+            self._refresh(name, now_ns)
+            if channel == "level2":
+                self._push(session, "l2_data", [shapes.book_snapshot(self._books[name], now_ns)], now_ns)
+            elif channel in ("ticker", "ticker_batch"):
+                event = {"type": "snapshot", "tickers": [self._ticker(name, now_ns, channel == "ticker_batch")]}
+                self._push(session, channel, [event], now_ns)
+            elif channel == "market_trades":
+                event = {"type": "snapshot", "trades": self._past_trades(name, now_ns)}
+                self._push(session, channel, [event], now_ns)
+            elif channel == "candles":
+                event = {"type": "snapshot", "candles": self._candles(name, _SNAPSHOT_CANDLES, now_ns)[::-1]}
+                self._push(session, channel, [event], now_ns)
+        if channel == "status" and names:
+            self._push(session, channel, [{"type": "snapshot", "products": shapes.status(names)}], now_ns)
+
+    def _push_user_snapshot(self, session: Session, names: list[str], now_ns: int) -> None:
+        """Open orders in batches, oldest first; one empty batch where none is open."""
+        self.exchange.advance(now_ns)
+        orders = [
+            shapes.order(order, session.portfolio)
+            for order in sorted(self.exchange.open_orders.values(), key=lambda order: order.sequence)
+            if not names or order.ticket.product_id in names
+        ]
+        for begin in range(0, max(len(orders), 1), _SNAPSHOT_ORDERS):
+            event = shapes.user_event("snapshot", orders[begin : begin + _SNAPSHOT_ORDERS])
+            self._push(session, "user", [event], now_ns)
+
+    # --- telling ---
+
+    def _push(self, session: Session, channel: str, events: list[rest.Json], now_ns: int) -> None:
+        self._push_text(session, channel, json.dumps(events, separators=(",", ":")), now_ns)
+
+    def _push_text(self, session: Session, channel: str, events: str, now_ns: int) -> None:
+        head = f'{{"channel":"{channel}","timestamp":"{shapes.timestamp(now_ns)}","sequence_num":{session.sequence}'
+        session.sequence += 1
+        session.put(f'{head},"events":{events}}}')
+
+    def _tell(self, subscribed: str, channel: str, product_id: str, event: rest.Json, now_ns: int) -> None:
+        """Send one event to everybody who takes the product on the channel."""
+        text = ""
+        for session in list(self.sessions.values()):
+            if session.takes(subscribed, product_id):
+                text = text or json.dumps([event], separators=(",", ":"))
+                self._push_text(session, channel, text, now_ns)
+
+    def _heard(self, event: rest.Json) -> None:
+        """Note an order's state after a change, to be told when the change is on disk."""
+        order = self.exchange.orders.get(str(event.get("order_id", "")))
+        if order is None or not self.sessions:
+            return
+        now_ns = self.clock()
+        if event["kind"] == "fill" and (trade := shapes.own_trade(order, now_ns)) is not None:
+            self._tell("market_trades", "market_trades", trade["product_id"], _update("trades", [trade]), now_ns)
+        portfolio = self.exchange.portfolio_id
+        if not any("user" in session.subscriptions for session in self.sessions.values()):
+            return
+        self._user_messages.append((portfolio, shapes.order(order, portfolio)))
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.get_running_loop().create_task(self._flush())
+
+    async def _flush(self) -> None:
+        """Tell what was noted, in order, once it is on disk."""
+        while self._user_messages:
+            known = len(self._user_messages)
+            await self.exchange.synced()
+            ready, self._user_messages = self._user_messages[:known], self._user_messages[known:]
+            now_ns = self.clock()
+            for portfolio, order in ready:
+                text = json.dumps([shapes.user_event("update", [order])], separators=(",", ":"))
+                for session in list(self.sessions.values()):
+                    if session.portfolio == portfolio and _takes_order(session, order["product_id"]):
+                        self._push_text(session, "user", text, now_ns)
+
+    # --- time passing ---
+
+    async def run(self) -> None:
+        """Let time pass for all connections; ends when it is cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                self.tick()
+            except Exception:  # noqa: BLE001 - a loop's edge: the exchange goes on, and its log tells
+                _log.exception("telling what has changed failed")
+
+    def tick(self) -> None:
+        """Send what is due; close who has not subscribed in time or heard nothing for long."""
+        now_ns = self.clock()
+        for session in list(self.sessions.values()):
+            self._close_if_due(session, time.monotonic())
+        for name in MARKETS:
+            if any(s.takes("level2", name) or s.takes("ticker", name) for s in self.sessions.values()):
+                self._refresh(name, now_ns)
+        second = now_ns // NS_PER_S
+        if second != self._second:
+            self._second = second
+            self._each_second(second, now_ns)
+
+    def look(self, product_id: str) -> None:
+        """The product's book was changed from outside: tell it now, not at the next tick."""
+        if self.sessions:
+            self._refresh(product_id, self.clock())
+
+    def _close_if_due(self, session: Session, now_s: float) -> None:
+        if not session.subscriptions and session.sequence == 0 and now_s - session.opened_s > SUBSCRIBE_S_MAX:
+            session.end(Ending(_POLICY_VIOLATION, "no subscription within 5 seconds"))
+        elif now_s - session.last_message_s > session.idle_s:
+            session.end(Ending(_GOING_AWAY, "idle"))
+
+    def _each_second(self, second: int, now_ns: int) -> None:
+        beat = shapes.heartbeat(now_ns, int(time.monotonic() - self._began_s), time.monotonic() - self._began_s)
+        self._tell("heartbeats", "heartbeats", "heartbeats", beat, now_ns)
+        for name in MARKETS:
+            for channel in PRODUCT_CHANNELS:
+                if any(session.takes(channel, name) for session in self.sessions.values()):
+                    self._tell_product(channel, name, second, now_ns)
+
+    def _tell_product(self, channel: str, name: str, second: int, now_ns: int) -> None:
+        """What a channel says about a product once a second or less often."""
+        if channel == "market_trades":
+            trade = shapes.market_trade(rest.market_trade(self.exchange.book(name, now_ns)))
+            self._tell(channel, channel, name, _update("trades", [trade]), now_ns)
+        elif channel == "candles":
+            self._tell(channel, channel, name, _update("candles", self._candles(name, 1, now_ns)), now_ns)
+        elif channel == "ticker_batch" and second % _BATCH_S == 0:
+            event = _update("tickers", [self._ticker(name, now_ns, batch=True)])
+            self._tell(channel, channel, name, event, now_ns)
+        elif channel == "status" and second % _STATUS_S == 0:
+            self._tell(channel, channel, name, _update("products", shapes.status([name])), now_ns)
+
+    def _refresh(self, name: str, now_ns: int) -> None:
+        """Tell the product's book and ticker where the book is another than at the last time."""
+        before, after = self._books.get(name), self.exchange.book(name, now_ns)
+        self._books[name] = after
+        if before is None or (before.bids, before.asks) == (after.bids, after.asks):
+            return
+        if any(session.takes("level2", name) for session in self.sessions.values()):
+            update = shapes.book_update(before, after, now_ns)
+            if update is not None:
+                self._tell("level2", "l2_data", name, update, now_ns)
+        if any(session.takes("ticker", name) for session in self.sessions.values()):
+            event = _update("tickers", [self._ticker(name, now_ns, batch=False)])
+            self._tell("ticker", "ticker", name, event, now_ns)
+
+    # --- what is told ---
+
+    def _ticker(self, name: str, now_ns: int, batch: bool) -> rest.Json:
+        candles, now_s = self.exchange.history.candles, now_ns // NS_PER_S
+        hour, day = Granularity.ONE_HOUR, Granularity.ONE_DAY
+        today = candles(name, hour, now_s - DAY_S, now_s + 1, now_ns, self.first_s)
+        before = candles(name, hour, now_s - 2 * DAY_S, now_s - DAY_S, now_ns, self.first_s)
+        month = candles(name, day, now_s - 30 * DAY_S, now_s + 1, now_ns, self.first_s)
+        return shapes.ticker(self.exchange.book(name, now_ns), today, before, month, batch)
+
+    def _candles(self, name: str, count: int, now_ns: int) -> list[rest.Json]:
+        five = Granularity.FIVE_MINUTE
+        now_s = now_ns // NS_PER_S
+        start_s = now_s // five.seconds * five.seconds - (count - 1) * five.seconds
+        series = self.exchange.history.candles(name, five, start_s, now_s + 1, now_ns, self.first_s)
+        return shapes.candles(name, series)
+
+    def _past_trades(self, name: str, now_ns: int) -> list[rest.Json]:
+        """One seeded trade a second, newest first."""
+        newest = now_ns // NS_PER_S
+        seconds: Iterator[int] = iter(range(newest, max(self.first_s, newest - _SNAPSHOT_TRADES), -1))
+        books = (self.exchange.past_book(name, second, now_ns) for second in seconds)
+        return [shapes.market_trade(rest.market_trade(book)) for book in books]
+
+
+def _update(name: str, content: list[rest.Json]) -> rest.Json:
+    return {"type": "update", name: content}
+
+
+def _parse(message: Message) -> dict[str, Any]:
+    """The message as a JSON object; empty where it is none."""
+    try:
+        parsed = json.loads(message.get("text") or message.get("bytes") or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _names(given: Any) -> list[str] | None:
+    """Product names, each once; None where something else was given."""
+    if given is None:
+        return []
+    if not isinstance(given, list) or len(given) > _NAMES_MAX or not all(isinstance(name, str) for name in given):
+        return None
+    return list(dict.fromkeys(given))
+
+
+def _unsubscribe(session: Session, channel: str, names: list[str]) -> None:
+    """Without names the whole channel goes."""
+    having = session.subscriptions.get(channel, {})
+    for name in names:
+        having.pop(name, None)
+    if not names or not having or channel in ("heartbeats", "user"):
+        session.subscriptions.pop(channel, None)
+
+
+def _takes_order(session: Session, product_id: str) -> bool:
+    """Without products in its subscription a connection hears of all orders of the portfolio."""
+    having = session.subscriptions.get("user")
+    return having is not None and (session.portfolio in having or product_id in having)
