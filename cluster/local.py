@@ -257,7 +257,7 @@ def _start_missing(settings: Settings, say: Say) -> None:
     if simulated:
         _await_exchange(settings)
     if not _applications_running(settings):
-        say("deploying the Serve applications: orders (3 risk replicas), execution, api")
+        say("deploying the Serve applications: orders (3 risk replicas), execution, deadman, api")
         _deploy(settings)
     _await_ready(settings)
     say(f"ready: {settings.api_url}")

@@ -44,7 +44,11 @@ def desk_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     limits = folder / "limits.yaml"
     limits.write_text(yaml.safe_dump(LIMITS))
     settings = load_settings("paper", folder / "state")
-    return settings.model_copy(update={"limits_file": limits, "serve": ServeSettings(http_port=0)})
+    # On two loaded cores a killed execution takes long to come back, and these tests are not about the dead man.
+    execution = settings.execution.model_copy(update={"deadman_s": 300})
+    return settings.model_copy(
+        update={"limits_file": limits, "serve": ServeSettings(http_port=0), "execution": execution}
+    )
 
 
 @pytest.fixture(scope="session")

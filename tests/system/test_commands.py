@@ -62,7 +62,7 @@ def test_every_command_explains_itself() -> None:
 
 def test_status_shows_every_part_healthy(desk: Desk) -> None:
     parts = {part["name"]: part["healthy"] for part in as_json(desk, "status")}
-    assert parts == dict.fromkeys(("ledger", "exchange", "ray", "orders", "execution", "api"), True)
+    assert parts == dict.fromkeys(("ledger", "exchange", "ray", "orders", "execution", "deadman", "api"), True)
 
 
 def test_bars_are_ingested_once_and_a_backtest_runs_on_them(desk: Desk) -> None:

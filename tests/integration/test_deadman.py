@@ -1,0 +1,298 @@
+"""The dead man with a real ledger and a real exchange: what it has cancelled is gone from the venue's own list."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from cluster.deadman import PART, Phase, trader_part
+from cluster.ledger import Ledger
+from cluster.venue import Venue
+from conf.settings import ExecutionSettings, Settings
+from serve_apps.deadman import SETTLED_S, DeadMan, ReservedShare
+from strategies.model import Order, OrderType, Side, TimeInForce, TradingState
+from tests.api_desk import ApiDesk, open_desk
+from tests.servers import Server, binary, redis_secrets
+from tests.simulator import Simulator, running_simulator
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+LIMIT_S = 15.0
+SETTINGS = ExecutionSettings(deadman_s=LIMIT_S)
+
+
+class TestClock:
+    """Time that passes when a test says so."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def time_s(self) -> float:
+        return self.now_s
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture(scope="module")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    with running_simulator(tmp_path_factory.mktemp("exchange"), "--seed", "3") as running:
+        yield running
+
+
+@pytest.fixture
+def venue(simulator: Simulator) -> Iterator[Venue]:
+    """The test's own look at the venue, whose open orders are gone afterwards."""
+    venue = simulator.venue()
+    yield venue
+    if rest := [order.venue_order_id for order in venue.open_orders()]:
+        venue.cancel(rest)
+    venue.close()
+
+
+@pytest.fixture
+def clock() -> TestClock:
+    return TestClock()
+
+
+def deadman_of(ledger: Ledger, simulator: Simulator, clock: TestClock, timeout_s: float = 5.0) -> DeadMan:
+    endpoint = replace(simulator.endpoint, timeout_s=timeout_s)
+    return DeadMan(ledger, lambda: Venue(endpoint, ReservedShare(1_000, 1)), SETTINGS, clock=clock)
+
+
+@pytest.fixture
+async def watching(desk: ApiDesk, simulator: Simulator, clock: TestClock) -> AsyncIterator[DeadMan]:
+    """A dead man that has seen execution beat."""
+    await desk.open_account()
+    deadman = deadman_of(desk.ledger, simulator, clock)
+    await see_execution(desk.ledger, deadman, clock)
+    yield deadman
+    deadman.close()
+
+
+async def see_execution(ledger: Ledger, deadman: DeadMan, clock: TestClock) -> None:
+    """It beats before each of two looks; the ledger's own clock must have moved on in between."""
+    for _ in range(2):
+        await ledger.beat("execution", {"account": "main"})
+        await deadman.step()
+        clock.now_s += 1
+        await asyncio.sleep(0.005)
+    assert deadman.phase is Phase.WATCHING
+
+
+def rest(venue: Venue, count: int, prefix: str = "rest") -> None:
+    """Orders far below the market."""
+    for number in range(count):
+        price = Decimal("1000.00") + number
+        kind, in_force = OrderType.LIMIT, TimeInForce.GTC
+        quantity = Decimal("0.001")
+        order = Order(
+            f"{prefix}-{os.urandom(4).hex()}", "main", "manual", "BTC-USD", Side.BUY, kind, in_force, quantity
+        )
+        venue.create_order(replace(order, limit_price=price))
+    assert len(venue.open_orders()) >= count
+
+
+async def until(deadman: DeadMan, clock: TestClock, phase: Phase, step_s: float = 1.0) -> None:
+    """Steps until it stands there, at most sixty."""
+    for _ in range(60):
+        if deadman.phase is phase:
+            return
+        clock.now_s += step_s
+        await deadman.step()
+    raise AssertionError(f"still {deadman.phase}")
+
+
+async def state(ledger: Ledger) -> str:
+    return (await ledger.snapshot("main")).state["account"]
+
+
+async def resume(ledger: Ledger) -> None:
+    """Two people let the account trade again."""
+    proposal = await ledger.propose_resume("main", "account", "one", "one", "found and mended")
+    approval = await ledger.approve("main", proposal.id, proposal.digest, "two", "two")
+    assert approval.outcome == "APPLIED", approval
+
+
+async def audited(ledger: Ledger) -> list[dict[str, str]]:
+    return [fields for _, fields in await ledger.audit_entries("main") if fields["kind"] == "STATE"]
+
+
+async def test_a_silent_execution_has_its_orders_cancelled_and_its_account_halted(
+    desk: ApiDesk, watching: DeadMan, venue: Venue, clock: TestClock
+) -> None:
+    rest(venue, 3)
+    clock.now_s += LIMIT_S - 2
+    await watching.step()
+    assert (watching.phase, len(venue.open_orders())) == (Phase.WATCHING, 3)
+    clock.now_s += 3
+    await watching.step()
+    assert venue.open_orders() == []
+    assert await state(desk.ledger) == TradingState.CANCEL_ALL
+    # Believed only once nothing can be on its way any more.
+    assert watching.phase is Phase.CANCELLING
+    await until(watching, clock, Phase.TRIPPED)
+    (entry,) = await audited(desk.ledger)
+    assert entry["by"] == "deadman"
+    assert "dead man: execution has been silent for" in entry["data"]
+    beat = (await desk.ledger.heartbeats())[PART]
+    assert (beat["phase"], beat["part"], beat["trips"]) == ("TRIPPED", "execution", 1)
+
+
+async def test_more_orders_than_one_call_takes_and_those_that_arrive_meanwhile_are_cancelled(
+    watching: DeadMan, venue: Venue, clock: TestClock
+) -> None:
+    rest(venue, 130)
+    clock.now_s += LIMIT_S + 1
+    await watching.step()
+    assert venue.open_orders() == []
+    rest(venue, 2, "late")
+    clock.now_s += SETTLED_S + 1
+    await watching.step()
+    # The late ones were on the list of this round, so it was not the last.
+    assert (watching.phase, venue.open_orders()) == (Phase.CANCELLING, [])
+    await watching.step()
+    assert watching.phase is Phase.TRIPPED
+
+
+async def test_nothing_is_cancelled_before_execution_has_beaten_once(
+    desk: ApiDesk, simulator: Simulator, venue: Venue, clock: TestClock
+) -> None:
+    await desk.open_account()
+    await desk.ledger.beat("execution", {"account": "main"})
+    rest(venue, 1)
+    deadman = deadman_of(desk.ledger, simulator, clock)
+    for _ in range(5):
+        clock.now_s += 600
+        await deadman.step()
+    assert (deadman.phase, len(venue.open_orders())) == (Phase.WAITING, 1)
+    assert await state(desk.ledger) == TradingState.ACTIVE
+
+
+async def test_one_silence_trips_once_and_a_resumed_account_is_watched_again(
+    desk: ApiDesk, watching: DeadMan, venue: Venue, clock: TestClock
+) -> None:
+    clock.now_s += LIMIT_S + 1
+    await watching.step()
+    await until(watching, clock, Phase.TRIPPED)
+    rest(venue, 1)
+    for _ in range(5):
+        clock.now_s += 600
+        await watching.step()
+    assert (watching.phase, len(venue.open_orders())) == (Phase.TRIPPED, 1)
+    await resume(desk.ledger)
+    await watching.step()
+    assert watching.phase is Phase.WAITING
+    clock.now_s += 600
+    await watching.step()
+    assert (watching.phase, await state(desk.ledger)) == (Phase.WAITING, TradingState.ACTIVE)
+    await see_execution(desk.ledger, watching, clock)
+    clock.now_s += LIMIT_S + 1
+    await watching.step()
+    assert (await state(desk.ledger), venue.open_orders()) == (TradingState.CANCEL_ALL, [])
+
+
+async def test_a_trader_that_stops_beating_is_cancelled_and_its_heartbeat_is_over(
+    desk: ApiDesk, watching: DeadMan, venue: Venue, clock: TestClock
+) -> None:
+    part = trader_part("main", "bot")
+    await desk.ledger.beat(part, {"timeout_s": 5.0, "name": "bot"})
+    await watching.step()
+    rest(venue, 2)
+    clock.now_s += 6
+    await desk.ledger.beat("execution", {"account": "main"})
+    await watching.step()
+    assert venue.open_orders() == []
+    beats = await desk.ledger.heartbeats()
+    assert (beats[PART]["part"], "trader bot" in beats[PART]["reason"]) == (part, True)
+    await until(watching, clock, Phase.TRIPPED)
+    assert (await desk.ledger.heartbeats())[part]["ended"] is True
+
+
+async def test_a_dead_man_that_was_killed_while_it_cancelled_goes_on(
+    desk: ApiDesk, watching: DeadMan, simulator: Simulator, venue: Venue, clock: TestClock
+) -> None:
+    clock.now_s += LIMIT_S + 1
+    await watching.step()
+    assert watching.phase is Phase.CANCELLING
+    rest(venue, 2)
+    second = deadman_of(desk.ledger, simulator, TestClock())
+    await second.step()
+    assert (second.phase, venue.open_orders()) == (Phase.CANCELLING, [])
+    second.close()
+
+
+async def test_while_the_venue_is_away_the_account_is_halted_and_the_orders_go_when_it_is_back(
+    desk: ApiDesk, simulator: Simulator, venue: Venue, clock: TestClock
+) -> None:
+    await desk.open_account()
+    deadman = deadman_of(desk.ledger, simulator, clock, timeout_s=0.3)
+    await see_execution(desk.ledger, deadman, clock)
+    rest(venue, 1)
+    clock.now_s += LIMIT_S + 1
+    os.kill(simulator.process.pid, signal.SIGSTOP)
+    try:
+        await deadman.step()
+        assert (await state(desk.ledger), deadman.phase) == (TradingState.CANCEL_ALL, Phase.CANCELLING)
+    finally:
+        os.kill(simulator.process.pid, signal.SIGCONT)
+    await until(deadman, clock, Phase.TRIPPED)
+    assert venue.open_orders() == []
+    deadman.close()
+
+
+@pytest.fixture
+async def own_desk(tmp_path: Path) -> AsyncIterator[tuple[Server, ApiDesk]]:
+    """A desk whose ledger may be killed."""
+    (tmp_path / "valkey").mkdir()
+    server = Server(binary("valkey"), tmp_path / "valkey")
+    with server.running() as redis:
+        settings = Settings(state_dir=tmp_path, redis=redis)
+        ledger = Ledger.connect(settings, redis_secrets())
+        await ledger.install()
+        async with open_desk(settings, ledger) as desk:
+            yield server, desk
+        await ledger.close()
+
+
+async def test_orders_are_cancelled_while_the_ledger_is_down_and_the_account_is_halted_once_it_is_back(
+    own_desk: tuple[Server, ApiDesk], simulator: Simulator, venue: Venue, clock: TestClock
+) -> None:
+    server, desk = own_desk
+    await desk.open_account()
+    deadman = deadman_of(desk.ledger, simulator, clock)
+    await see_execution(desk.ledger, deadman, clock)
+    rest(venue, 3)
+    server.kill()
+    await deadman.step()
+    assert (deadman.phase, len(venue.open_orders())) == (Phase.WATCHING, 3)
+    clock.now_s += LIMIT_S + 1
+    await deadman.step()
+    assert venue.open_orders() == []
+    clock.now_s += SETTLED_S + 1
+    await deadman.step()
+    # As long as nobody could be told, it is not over.
+    assert deadman.phase is Phase.CANCELLING
+    server.start()
+    await until(deadman, clock, Phase.TRIPPED)
+    assert await state(desk.ledger) == TradingState.CANCEL_ALL
+    (entry,) = await audited(desk.ledger)
+    assert entry["by"] == "deadman"
+    deadman.close()
+
+
+def test_the_dead_man_has_a_budget_of_its_own() -> None:
+    share = ReservedShare(25, 0.2)
+    for _ in range(5):
+        share.take("read", 0)
+    with pytest.raises(Exception, match="budget"):
+        share.take("cancel", 0)
