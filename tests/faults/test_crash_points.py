@@ -1,0 +1,24 @@
+"""Fault 22: execution is killed at every one of its calls of ledger and venue, and while it recovers from that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.crash_runs import AT_ONCE, figures, ledger_servers, run_all, table
+from tests.faults.conftest import Report
+
+pytestmark = [pytest.mark.anyio, pytest.mark.faults, pytest.mark.timeout(1_200)]
+
+
+@pytest.mark.fault("22", "execution SIGKILLed before, in and after each of its calls", "equal again in 10 s")
+async def test_execution_killed_at_any_call_loses_and_doubles_nothing(
+    tmp_path: Path, report: Report, seed: int
+) -> None:
+    with ledger_servers(tmp_path, AT_ONCE) as servers:
+        outcomes = await run_all(servers, tmp_path, seed)
+    print("\n" + table(outcomes))
+    report(**figures(outcomes))
+    # Which read comes how often is the machine's speed; that most are met is what counts.
+    assert sum(outcome.died for outcome in outcomes) >= len(outcomes) * 3 // 4
