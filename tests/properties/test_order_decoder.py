@@ -5,6 +5,7 @@ The independent reader is Python's own JSON module, made strict: UTF-8 only, no 
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import string
 from dataclasses import fields
@@ -30,6 +31,8 @@ def survives(body: bytes) -> Order | None:
         _can_be_answered(error, len(body))
         return None
     read = strictly(body)
+    if (end_time := read.pop("end_time", None)) is not None:
+        assert order.end_ns == int(dt.datetime.fromisoformat(end_time).timestamp()) * 10**9
     for name, text in read.items():
         meant = getattr(order, name)
         if isinstance(meant, Decimal):
@@ -37,7 +40,7 @@ def survives(body: bytes) -> Order | None:
             assert 0 < meant < 10**15
         elif text is not None:
             assert meant == text, name
-    left_out = {field.name for field in fields(Order)} - set(read)
+    left_out = {field.name for field in fields(Order)} - set(read) - {"end_ns"}
     assert left_out <= OPTIONAL, left_out
     return order
 
@@ -65,7 +68,10 @@ def strictly(body: bytes) -> dict[str, Any]:
 
 # -- what goes in ------------------------------------------------------------------------------------------------------
 
-OPTIONAL: Final = {"limit_price", "time_in_force", "post_only", "reduce_only", "strategy_version"}
+OPTIONAL: Final = {
+    *("limit_price", "time_in_force", "post_only", "reduce_only", "strategy_version", "stop_price"),
+}
+ZONES: Final = (dt.UTC, dt.timezone(dt.timedelta(hours=-5, minutes=-30)), dt.timezone(dt.timedelta(hours=14)))
 LOWER: Final = string.ascii_lowercase + string.digits + "_"
 UPPER: Final = string.ascii_uppercase + string.digits
 _name: Final = st.text(LOWER, min_size=1, max_size=32)
@@ -75,6 +81,29 @@ _currency: Final = st.text(UPPER, min_size=1, max_size=20)
 _whole: Final = st.text(string.digits, min_size=1, max_size=15)
 _part: Final = st.text(string.digits, min_size=1, max_size=12)
 _decimal: Final = (_whole | st.tuples(_whole, _part).map(".".join)).filter(lambda text: Decimal(text) > 0)
+
+
+_end_time: Final = st.tuples(st.integers(10**9, 7 * 10**9), st.sampled_from(ZONES)).map(
+    lambda at: dt.datetime.fromtimestamp(at[0], at[1]).isoformat().replace("+00:00", "Z")
+)
+
+
+@st.composite
+def stops(draw: st.DrawFn, kind: OrderType, side: str) -> dict[str, Any]:
+    """What an order with a trigger has beside the others: the trigger on its side of the limit."""
+    low, high = sorted([draw(_decimal), draw(_decimal)], key=Decimal)
+    if kind is OrderType.BRACKET:
+        whole = draw(st.integers(1, 10**14))
+        low, high = f"{whole}.{draw(_part)}", str(whole + draw(st.integers(1, 10**14)))
+    sells_stop = kind is OrderType.STOP_LIMIT and side == Side.SELL.value
+    sells_bracket = kind is OrderType.BRACKET and side == Side.SELL.value
+    limit, stop = (low, high) if sells_stop or (kind is OrderType.BRACKET and not sells_bracket) else (high, low)
+    found: dict[str, Any] = {"type": kind.value, "limit_price": limit, "stop_price": stop}
+    if draw(st.booleans()):
+        return found | draw(
+            st.sampled_from([{}, {"time_in_force": None}, {"time_in_force": "GTC"}, {"end_time": None}])
+        )
+    return found | {"time_in_force": TimeInForce.GTD.value, "end_time": draw(_end_time)}
 
 
 @st.composite
@@ -88,14 +117,18 @@ def orders(draw: st.DrawFn) -> dict[str, Any]:
         "side": draw(st.sampled_from(Side)).value,
         "quantity": draw(_decimal),
     }
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from(OrderType))
+    if kind in {OrderType.STOP_LIMIT, OrderType.BRACKET}:
+        return draw(st.permutations(sorted((order | draw(stops(kind, order["side"]))).items())).map(dict))
+    if kind is OrderType.MARKET:
         order |= {"type": OrderType.MARKET.value}
         order |= draw(st.sampled_from([{}, {"limit_price": None}, {"time_in_force": None}, {"time_in_force": "IOC"}]))
     else:
         order |= {"type": OrderType.LIMIT.value, "limit_price": draw(_decimal)}
         time_in_force = draw(st.sampled_from([None, *TimeInForce]))
         order |= {"time_in_force": time_in_force} if draw(st.booleans()) or time_in_force else {}
-        may_post = time_in_force in {None, TimeInForce.GTC}
+        order |= {"end_time": draw(_end_time)} if time_in_force is TimeInForce.GTD else {}
+        may_post = time_in_force in {None, TimeInForce.GTC, TimeInForce.GTD}
         order |= {"post_only": draw(st.booleans()) and may_post} if draw(st.booleans()) else {}
     order |= {"reduce_only": draw(st.booleans())} if draw(st.booleans()) else {}
     order |= {"strategy_version": draw(st.none() | _version)} if draw(st.booleans()) else {}

@@ -215,7 +215,7 @@ NOT_NAMES: list[tuple[str, str]] = [
     ("side", "BUY\n"),
     ("type", "STOP"),
     ("type", "limit"),
-    ("time_in_force", "GTD"),
+    ("time_in_force", "DAY"),
     ("time_in_force", ""),
     ("strategy_version", ""),
     ("strategy_version", "x" * 65),
