@@ -95,6 +95,13 @@ class Face:
             return
         body = await _read_body(receive)
         answer = self._safe_answer(scope, body)
+        if scope["method"] != "GET":
+            try:
+                await self.exchange.synced()
+            except OSError:
+                # The client must not take for done what a crash would undo.
+                _log.exception("the journal cannot be written")
+                answer = Answer(500, shapes.error("INTERNAL", "the simulator failed; its log says why"))
         text = answer.content if isinstance(answer.content, str) else json.dumps(answer.content, separators=(",", ":"))
         payload = text.encode()
         kind = b"text/plain; charset=utf-8" if isinstance(answer.content, str) else b"application/json"

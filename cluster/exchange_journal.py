@@ -1,14 +1,18 @@
-"""The exchange simulator's memory on disk: events as JSON lines, appended and synced before an answer leaves."""
+"""The exchange simulator's memory on disk: events as JSON lines, one line a decision, synced in groups."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 Event = dict[str, Any]
+_encode = msgspec.json.Encoder().encode
 
 
 class JournalError(RuntimeError):
@@ -16,37 +20,94 @@ class JournalError(RuntimeError):
 
 
 class Journal:
-    """An append-only file of events. Opening it cuts off a last line that a killed process left unfinished."""
+    """An append-only file of events. Opening it cuts off a last line that a killed process left unfinished.
+
+    Events that were decided together are one line (kind ``batch``), so that a crash keeps all of them or none.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Read ``path`` (made when absent); ``past`` then holds its events. Raises ``JournalError``."""
+        """Read ``path`` (made when absent); ``past`` then holds its events by line. Raises ``JournalError``."""
         self.path = path
         self.past = self._read()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._length = os.fstat(self._file).st_size
+        self.length = os.fstat(self._file).st_size
+        self._written = 0
+        self._on_disk = 0
+        self._syncing: asyncio.Task[None] | None = None
+        self._failure: OSError | None = None
 
     def append(self, events: Sequence[Event]) -> None:
-        """Write all events and return when they are on disk; raises ``OSError`` with none of them written.
+        """Hand all events to the operating system; raises ``OSError`` with none of them written.
 
-        A crash keeps a beginning of them, never a hole.
+        They are safe only after ``sync`` or ``synced``.
         """
         if not events:
             return
-        content = "".join(json.dumps(event, separators=(",", ":")) + "\n" for event in events).encode()
+        if self._failure is not None:
+            raise OSError(self._failure.errno, f"the journal failed before: {self._failure}")
+        event = events[0] if len(events) == 1 else {"kind": "batch", "events": list(events)}
+        content = _encode(event) + b"\n"
         try:
-            written = 0
-            while written < len(content):
-                written += os.write(self._file, content[written:])
-            os.fsync(self._file)
+            _write(self._file, content)
         except OSError:
             # A full disk may have taken a part: without this the next event would be glued to it.
-            os.ftruncate(self._file, self._length)
+            os.ftruncate(self._file, self.length)
             raise
-        self._length += len(content)
+        self.length += len(content)
+        self._written += 1
+
+    def sync(self) -> None:
+        """Return when everything appended is on disk; raises ``OSError``, and then the journal takes nothing more."""
+        written = self._written
+        try:
+            os.fsync(self._file)
+        except OSError as failure:
+            # What the kernel could not write it may have dropped: a second fsync would lie.
+            self._failure = failure
+            raise
+        self._on_disk = max(self._on_disk, written)
+
+    async def synced(self) -> None:
+        """Like ``sync``, without blocking the loop, and all who wait meanwhile share one fsync."""
+        wanted = self._written
+        while self._on_disk < wanted:
+            if self._failure is not None:
+                raise OSError(self._failure.errno, f"the journal failed before: {self._failure}")
+            if self._syncing is None or self._syncing.done():
+                self._syncing = asyncio.create_task(asyncio.to_thread(self.sync), name="journal sync")
+            await asyncio.shield(self._syncing)
+
+    def replace(self, events: Iterable[Event]) -> None:
+        """Exchange the whole content for ``events``: atomic, and on disk when this returns; raises ``OSError``.
+
+        Where it raises or the process dies, the old content is untouched.
+        """
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        try:
+            for event in events:
+                _write(file, _encode(event) + b"\n")
+            os.fsync(file)
+            os.replace(temporary, self.path)
+            # The same descriptor number now means the new file; a sync under way in a thread keeps the old one.
+            os.dup2(file, self._file)
+        finally:
+            os.close(file)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        self.length = os.fstat(self._file).st_size
+        self._on_disk = self._written
 
     def close(self) -> None:
-        """Close the file; everything appended is on disk already."""
-        os.close(self._file)
+        """Sync and close the file."""
+        try:
+            if self._failure is None:
+                self.sync()
+        finally:
+            os.close(self._file)
 
     def _read(self) -> list[Event]:
         if not self.path.exists():
@@ -67,3 +128,9 @@ class Journal:
         if not isinstance(event, dict) or "kind" not in event:
             raise JournalError(f"{self.path} line {number}: not an event; move the file away to begin anew")
         return event
+
+
+def _write(file: int, content: bytes) -> None:
+    written = 0
+    while written < len(content):
+        written += os.write(file, content[written:])

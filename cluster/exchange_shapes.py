@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from cluster.exchange_book import Account, Book, Fees, Level, SimFill, SimOrder, State
 from cluster.exchange_history import MARKETS, Candles, Market
+from cluster.exchange_orders import Edit
 from cluster.exchange_ticket import Kind, Refusal, Ticket
-from strategies.model import NS_PER_S
+from strategies.model import NS_PER_S, Product
 
 Json = dict[str, Any]
 EXCHANGE_OPENED: Final = "2021-01-01T00:00:00Z"
@@ -227,7 +228,7 @@ def order(entry: SimOrder, portfolio: str) -> Json:
         "order_configuration": ticket.configuration,
         "side": ticket.side.value,
         "client_order_id": ticket.client_order_id,
-        "status": entry.state.value,
+        "status": entry.status,
         "time_in_force": _TIME_IN_FORCE[ticket.kind],
         "created_time": timestamp(entry.created_ns),
         "completion_percentage": plain(_completion(entry, ticket)),
@@ -236,15 +237,15 @@ def order(entry: SimOrder, portfolio: str) -> Json:
         "fee": "",
         "number_of_fills": str(len(entry.fills)),
         "filled_value": plain(entry.filled_value),
-        "pending_cancel": False,
+        "pending_cancel": entry.state is State.CANCEL_QUEUED,
         "size_in_quote": ticket.quote_size is not None,
         "total_fees": plain(entry.fees),
         "size_inclusive_of_fees": ticket.quote_size is not None,
         "total_value_after_fees": plain(entry.filled_value + signed_fees),
-        "trigger_status": "INVALID_ORDER_TYPE",
-        "order_type": "MARKET" if ticket.kind is Kind.MARKET_IOC else "LIMIT",
+        "trigger_status": entry.trigger_status,
+        "order_type": _ORDER_TYPE.get(ticket.kind, "LIMIT"),
         "reject_reason": "REJECT_REASON_UNSPECIFIED",
-        "settled": entry.state is not State.OPEN,
+        "settled": not entry.state.live,
         "product_type": "SPOT",
         "reject_message": "",
         "cancel_message": entry.message,
@@ -252,7 +253,7 @@ def order(entry: SimOrder, portfolio: str) -> Json:
         "outstanding_hold_amount": plain(entry.hold()),
         "is_liquidation": False,
         "last_fill_time": timestamp(entry.fills[-1].ts_ns) if entry.fills else None,
-        "edit_history": [],
+        "edit_history": [_edit(product_noun, edit) for edit in entry.edits],
         "leverage": "",
         "margin_type": "UNKNOWN_MARGIN_TYPE",
         "retail_portfolio_id": portfolio,
@@ -340,7 +341,29 @@ _TIME_IN_FORCE: Final = {
     Kind.LIMIT_GTC: "GOOD_UNTIL_CANCELLED",
     Kind.LIMIT_GTD: "GOOD_UNTIL_DATE_TIME",
     Kind.LIMIT_FOK: "FILL_OR_KILL",
+    Kind.STOP_GTC: "GOOD_UNTIL_CANCELLED",
+    Kind.STOP_GTD: "GOOD_UNTIL_DATE_TIME",
+    Kind.BRACKET_GTC: "GOOD_UNTIL_CANCELLED",
+    Kind.BRACKET_GTD: "GOOD_UNTIL_DATE_TIME",
 }
+
+
+_ORDER_TYPE: Final = {
+    Kind.MARKET_IOC: "MARKET",
+    Kind.STOP_GTC: "STOP_LIMIT",
+    Kind.STOP_GTD: "STOP_LIMIT",
+    Kind.BRACKET_GTC: "BRACKET",
+    Kind.BRACKET_GTD: "BRACKET",
+}
+
+
+def _edit(noun: Product, edit: Edit) -> Json:
+    """One entry of ``edit_history``."""
+    return {
+        "price": plain(noun.price(edit.ticks)),
+        "size": plain(noun.quantity(edit.lots)),
+        "replace_accept_timestamp": timestamp(edit.ts_ns),
+    }
 
 
 def _completion(entry: SimOrder, ticket: Ticket) -> Decimal:

@@ -28,11 +28,41 @@ class Kind(StrEnum):
     LIMIT_GTC = "limit_limit_gtc"
     LIMIT_GTD = "limit_limit_gtd"
     LIMIT_FOK = "limit_limit_fok"
+    STOP_GTC = "stop_limit_stop_limit_gtc"
+    STOP_GTD = "stop_limit_stop_limit_gtd"
+    BRACKET_GTC = "trigger_bracket_gtc"
+    BRACKET_GTD = "trigger_bracket_gtd"
 
     @property
     def rests(self) -> bool:
-        """Whether what is not filled at once stays in the book."""
-        return self in {Kind.LIMIT_GTC, Kind.LIMIT_GTD}
+        """Whether what is not filled at once stays at the exchange."""
+        return self in _RESTING
+
+    @property
+    def stops(self) -> bool:
+        """Whether it is a stop-limit order: unseen until its trigger is reached."""
+        return self in {Kind.STOP_GTC, Kind.STOP_GTD}
+
+    @property
+    def brackets(self) -> bool:
+        """Whether it is a bracket: a limit order that takes profit, with a trigger against the loss."""
+        return self in {Kind.BRACKET_GTC, Kind.BRACKET_GTD}
+
+    @property
+    def expires(self) -> bool:
+        """Whether it has an end time."""
+        return self in {Kind.LIMIT_GTD, Kind.STOP_GTD, Kind.BRACKET_GTD}
+
+    @property
+    def amendable(self) -> bool:
+        """Whether Coinbase edits it: what is good until cancelled."""
+        return self.rests and not self.expires
+
+
+_RESTING: Final = frozenset(
+    {Kind.LIMIT_GTC, Kind.LIMIT_GTD, Kind.STOP_GTC, Kind.STOP_GTD, Kind.BRACKET_GTC, Kind.BRACKET_GTD}
+)
+_POST_ONLY: Final = frozenset({Kind.LIMIT_GTC, Kind.LIMIT_GTD})
 
 
 class Refusal(Exception):
@@ -45,11 +75,23 @@ class Refusal(Exception):
         self.preview = preview
 
 
+class EditRefusal(Exception):
+    """The exchange refuses an amendment: HTTP 200 with ``success: false``. ``code`` is Coinbase's
+    ``edit_failure_reason``, ``preview`` its ``preview_failure_reason``."""
+
+    def __init__(self, code: str, message: str, preview: str = "UNKNOWN_PREVIEW_FAILURE_REASON") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.preview = preview
+
+
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """An order the exchange understands. Exactly one of ``lots`` and ``quote_size`` is given; ``ticks`` is the limit.
 
-    ``configuration`` is what the sender wrote, for the echo.
+    ``stop_ticks`` is the trigger of a stop or bracket order; ``rising`` says that it is reached from below.
+    ``configuration`` is what the sender wrote (after an amendment: what would have been written), for the echo.
     """
 
     client_order_id: str
@@ -62,10 +104,15 @@ class Ticket:
     ticks: int | None = None
     post_only: bool = False
     end_ns: int | None = None
+    stop_ticks: int | None = None
+    rising: bool = False
 
 
 def read_ticket(body: dict[str, Any], now_ns: int) -> Ticket:
-    """Read the body of POST /orders; raises ``Refusal``. The client order id was checked before."""
+    """Read the body of POST /orders or /orders/preview (no client order id); raises ``Refusal``.
+
+    The client order id was checked before.
+    """
     market = MARKETS.get(str(body.get("product_id")))
     if market is None:
         raise Refusal("UNKNOWN_PRODUCT_ID", "product_id: not known", "PREVIEW_INVALID_PRODUCT_ID")
@@ -75,18 +122,45 @@ def read_ticket(body: dict[str, Any], now_ns: int) -> Ticket:
     kind, fields = _configuration(body.get("order_configuration"))
     side = Side(body["side"])
     lots, quote_size = _size(market, side, kind, fields)
+    ticks = None if kind is Kind.MARKET_IOC else limit_ticks(market, fields.get("limit_price"))
+    stop_ticks, rising = _trigger(market, side, kind, fields)
+    if ticks is not None and stop_ticks is not None:
+        refuse_prices(side, kind, ticks, stop_ticks, rising)
     return Ticket(
-        client_order_id=str(body["client_order_id"]),
+        client_order_id=str(body.get("client_order_id", "")),
         product_id=market.product.product_id,
         side=side,
         kind=kind,
         configuration={kind.value: fields},
         lots=lots,
         quote_size=quote_size,
-        ticks=None if kind is Kind.MARKET_IOC else _limit_ticks(market, fields.get("limit_price")),
+        ticks=ticks,
         post_only=_post_only(kind, fields),
-        end_ns=_end_ns(fields.get("end_time"), now_ns) if kind is Kind.LIMIT_GTD else None,
+        end_ns=_end_ns(fields.get("end_time"), now_ns) if kind.expires else None,
+        stop_ticks=stop_ticks,
+        rising=rising,
     )
+
+
+def beyond(side: Side, stop_ticks: int) -> int:
+    """The limit of a bracket once it is triggered: 5 % beyond the trigger, in whole ticks inside of that.
+
+    Coinbase: "a stop limit order is automatically placed with a limit price 5% higher for BUYS and 5% lower for SELLS".
+    """
+    return stop_ticks * 105 // 100 if side is Side.BUY else max(1, -(-stop_ticks * 95 // 100))
+
+
+def refuse_prices(side: Side, kind: Kind, ticks: int, stop_ticks: int, rising: bool) -> None:
+    """Raise ``Refusal`` where limit and trigger contradict each other."""
+    if kind.brackets and (ticks <= stop_ticks if side is Side.SELL else ticks >= stop_ticks):
+        text = "limit_price: must lie on the profitable side of stop_trigger_price"
+        raise Refusal("INVALID_BRACKET_PRICES", text, "PREVIEW_INVALID_BRACKET_PRICES")
+    if kind.stops and side is Side.BUY and rising and ticks < stop_ticks:
+        text = "limit_price: must be at or above stop_price"
+        raise Refusal(UNKNOWN_FAILURE, text, "PREVIEW_STOP_PRICE_ABOVE_LIMIT_PRICE")
+    if kind.stops and side is Side.SELL and not rising and ticks > stop_ticks:
+        text = "limit_price: must be at or below stop_price"
+        raise Refusal(UNKNOWN_FAILURE, text, "PREVIEW_STOP_PRICE_BELOW_LIMIT_PRICE")
 
 
 def _configuration(given: Any) -> tuple[Kind, dict[str, Any]]:
@@ -94,6 +168,9 @@ def _configuration(given: Any) -> tuple[Kind, dict[str, Any]]:
         name, fields = next(iter(given.items()))
         if name in set(Kind) and isinstance(fields, dict):
             return Kind(name), fields
+        if name == "market_market_fok":
+            text = "market_market_fok: not supported for spot products"
+            raise Refusal("UNSUPPORTED_ORDER_CONFIGURATION", text, "PREVIEW_FOK_ONLY_ALLOWED_ON_LIMIT_ORDERS")
     text = "order_configuration: expected one of " + ", ".join(Kind)
     raise Refusal("UNSUPPORTED_ORDER_CONFIGURATION", text, "PREVIEW_INVALID_ORDER_CONFIG")
 
@@ -101,7 +178,7 @@ def _configuration(given: Any) -> tuple[Kind, dict[str, Any]]:
 def _size(market: Market, side: Side, kind: Kind, fields: dict[str, Any]) -> tuple[int | None, Decimal | None]:
     in_base, in_quote = fields.get("base_size"), fields.get("quote_size")
     if in_quote is None:
-        return _base_lots(market, in_base), None
+        return base_lots(market, in_base), None
     if in_base is not None or kind is not Kind.MARKET_IOC or side is not Side.BUY:
         text = "quote_size: only for a market order that buys, without base_size"
         raise Refusal("UNSUPPORTED_ORDER_CONFIGURATION", text, "PREVIEW_INVALID_ORDER_CONFIG")
@@ -116,7 +193,8 @@ def _size(market: Market, side: Side, kind: Kind, fields: dict[str, Any]) -> tup
     return None, amount
 
 
-def _base_lots(market: Market, given: Any) -> int:
+def base_lots(market: Market, given: Any) -> int:
+    """A base size in lots; raises ``Refusal`` for a bad one."""
     product = market.product
     amount = _amount(given)
     if amount is None or amount % product.base_increment:
@@ -129,7 +207,8 @@ def _base_lots(market: Market, given: Any) -> int:
     return product.lots(amount)
 
 
-def _limit_ticks(market: Market, given: Any) -> int:
+def limit_ticks(market: Market, given: Any) -> int:
+    """A limit price in ticks; raises ``Refusal`` for a bad one."""
     amount = _amount(given)
     if amount is None or amount % market.product.quote_increment:
         text = f"limit_price: expected a multiple of {market.product.quote_increment}"
@@ -140,10 +219,38 @@ def _limit_ticks(market: Market, given: Any) -> int:
     return ticks
 
 
+def stop_ticks_of(market: Market, kind: Kind, given: Any) -> int:
+    """A trigger price in ticks; raises ``Refusal`` for a bad one."""
+    name = "stop_trigger_price" if kind.brackets else "stop_price"
+    amount = _amount(given)
+    if amount is None or amount % market.product.quote_increment:
+        text = f"{name}: expected a multiple of {market.product.quote_increment}"
+        raise Refusal("INVALID_PRICE_PRECISION", text, "PREVIEW_INVALID_STOP_PRICE_PRECISION")
+    ticks = market.product.ticks(amount)
+    if not 0 < ticks <= PRICE_TICKS_MAX // 2:
+        code = "INVALID_BRACKET_STOP_TRIGGER_PRICE" if kind.brackets else UNKNOWN_FAILURE
+        preview = "PREVIEW_INVALID_BRACKET_STOP_TRIGGER_PRICE" if kind.brackets else "PREVIEW_INVALID_STOP_PRICE"
+        raise Refusal(code, f"{name}: out of range", preview)
+    return ticks
+
+
+def _trigger(market: Market, side: Side, kind: Kind, fields: dict[str, Any]) -> tuple[int | None, bool]:
+    """The trigger in ticks, and whether it is reached from below."""
+    if kind.brackets:
+        return stop_ticks_of(market, kind, fields.get("stop_trigger_price")), side is Side.BUY
+    if not kind.stops:
+        return None, False
+    direction = fields.get("stop_direction")
+    if direction not in ("STOP_DIRECTION_STOP_UP", "STOP_DIRECTION_STOP_DOWN"):
+        text = "stop_direction: expected STOP_DIRECTION_STOP_UP or STOP_DIRECTION_STOP_DOWN"
+        raise Refusal("UNSUPPORTED_ORDER_CONFIGURATION", text, "PREVIEW_INVALID_ORDER_CONFIG")
+    return stop_ticks_of(market, kind, fields.get("stop_price")), direction == "STOP_DIRECTION_STOP_UP"
+
+
 def _post_only(kind: Kind, fields: dict[str, Any]) -> bool:
     given = fields.get("post_only", False)
-    if not isinstance(given, bool) or (given and not kind.rests):
-        text = "post_only: expected true or false, and only on an order that can rest"
+    if not isinstance(given, bool) or (given and kind not in _POST_ONLY):
+        text = "post_only: expected true or false, and only on a limit order that can rest"
         raise Refusal("UNSUPPORTED_ORDER_CONFIGURATION", text, "PREVIEW_INVALID_ORDER_CONFIG")
     return given
 

@@ -68,9 +68,9 @@ class ExchangeBooks(RuleBasedStateMachine):
         fields: dict[str, Any] = {"base_size": f"{Decimal(size) / 10**8:f}"}
         if kind is not Kind.MARKET_IOC:
             fields["limit_price"] = f"{Decimal(CENTRE[product] + offset) / 100:f}"
-        if kind.rests:
+        if kind in {Kind.LIMIT_GTC, Kind.LIMIT_GTD}:
             fields["post_only"] = post_only
-        if kind is Kind.LIMIT_GTD:
+        if kind.expires:
             fields["end_time"] = _iso(self.now_ns // NS_PER_S + 1 + lasts_s)
         self.send(product, side, {kind.value: fields})
 

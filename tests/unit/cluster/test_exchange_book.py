@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster import exchange_book
+from cluster import exchange_book, exchange_levels
 from cluster.exchange_book import Exchange, Fees, SimOrder, State
 from cluster.exchange_history import MARKETS, History
 from cluster.exchange_journal import Journal, JournalError
@@ -149,8 +150,8 @@ def test_an_order_by_quote_size_that_empties_the_book_is_cancelled(tmp_path: Pat
     order = place(exchange, "market_market_ioc", quote_size="150000000")
     assert order.state is State.CANCELLED
     assert shown(exchange, Side.BUY) == []
-    with pytest.raises(StopIteration):
-        next(exchange._offered("BTC-USD", Side.BUY, None, NOW_NS))
+    after = place(exchange, "market_market_ioc", quote_size="10")
+    assert (after.state, after.filled_lots) == (State.CANCELLED, 0)
 
 
 # --- orders that rest ---
@@ -385,12 +386,17 @@ def test_a_damaged_journal_is_refused_by_file_and_line(tmp_path: Path, line: str
 def test_an_event_that_cannot_be_written_did_not_happen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exchange = opened(tmp_path)
     before, size = picture(exchange), (tmp_path / "journal.jsonl").stat().st_size
+    write = os.write
+    beginnings = iter([10])
 
-    def full_disk(_: int) -> None:
+    def full_disk(file: int, content: bytes) -> int:
+        """Takes a beginning, then nothing more, as a full disk does."""
+        for length in beginnings:
+            return write(file, content[:length])
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cluster.exchange_journal.os.fsync", full_disk)
+        patch.setattr("cluster.exchange_journal.os.write", full_disk)
         with pytest.raises(OSError, match="No space"):
             place(exchange, "market_market_ioc", base_size="1")
     assert (tmp_path / "journal.jsonl").stat().st_size == size
@@ -400,12 +406,12 @@ def test_an_event_that_cannot_be_written_did_not_happen(tmp_path: Path, monkeypa
 
 
 def test_the_book_is_the_seeds_and_the_seconds(tmp_path: Path) -> None:
-    first = exchange_book.make_book(7, "BTC-USD", 1_000, MID)
-    assert first == exchange_book.make_book(7, "BTC-USD", 1_000, MID)
-    assert first.bids != exchange_book.make_book(7, "BTC-USD", 1_001, MID).bids
-    assert first.bids != exchange_book.make_book(8, "BTC-USD", 1_000, MID).bids
+    first = exchange_levels.make_book(7, "BTC-USD", 1_000, MID)
+    assert first == exchange_levels.make_book(7, "BTC-USD", 1_000, MID)
+    assert first.bids != exchange_levels.make_book(7, "BTC-USD", 1_001, MID).bids
+    assert first.bids != exchange_levels.make_book(8, "BTC-USD", 1_000, MID).bids
     assert (first.bids[0][0], first.asks[0][0]) == (MID - 1, MID + 1)
     assert [ticks for ticks, _ in first.asks] == sorted({ticks for ticks, _ in first.asks})
     assert [ticks for ticks, _ in first.bids] == sorted({ticks for ticks, _ in first.bids}, reverse=True)
     assert all(lots > 0 for _, lots in (*first.bids, *first.asks))
-    assert all(exchange_book.make_book(7, name, 1_000, 2).bids[0] for name in MARKETS)
+    assert all(exchange_levels.make_book(7, name, 1_000, 2).bids[0] for name in MARKETS)

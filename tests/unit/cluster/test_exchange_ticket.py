@@ -28,7 +28,8 @@ NO_CONFIGURATIONS: tuple[Any, ...] = (
     {},
     [],
     "limit_limit_gtc",
-    {"stop_limit_stop_limit_gtc": {}},
+    {"twap_limit_gtd": {}},
+    {"scaled_limit_gtc": {}},
     {"limit_limit_gtc": None},
 )
 
