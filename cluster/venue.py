@@ -638,8 +638,9 @@ def _sent(call: Callable[[Any], Any], client: Any) -> Json:
         failure = VenueGarbage("answer: a redirect, which is not followed")
     except requests.RequestException as error:
         failure = _connection_error(error)
-    except (TypeError, AttributeError, KeyError, ValueError) as error:
-        # The SDK's response classes fail in these ways where the JSON is not an object of the documented shape.
+    except (TypeError, AttributeError, KeyError, ValueError, RecursionError) as error:
+        # The SDK's response classes fail in these ways where the JSON is not an object of the documented shape, the
+        # parser with the last one where it is nested without end.
         failure = VenueGarbage(f"answer: not of the documented shape ({type(error).__name__})")
     else:
         return answer

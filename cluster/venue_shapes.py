@@ -324,9 +324,15 @@ def read_preview(answer: Json) -> Preview:
     """A preview; where the venue finds errors, amounts may be absent."""
     errors, warnings = _words_of(answer, "errs"), _words_of(answer, "warning")
     names = ("base_size", "order_total", "commission_total", "best_bid", "best_ask")
-    amounts = [Decimal(0) if errors and answer.get(name) is None else amount_of(answer, name) for name in names]
+    # The reference calls the size a string and gives a JSON number as its example.
+    given = answer | ({"base_size": str(answer["base_size"])} if _is_number(answer.get("base_size")) else {})
+    amounts = [Decimal(0) if errors and given.get(name) is None else amount_of(given, name) for name in names]
     quantity, notional, fee, best_bid, best_ask = amounts
     return Preview(quantity, notional, fee, best_bid, best_ask, errors, warnings)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _words_of(answer: Json, name: str) -> tuple[str, ...]:
@@ -585,7 +591,7 @@ def decimal_of(item: Json, name: str, signed: bool = False) -> Decimal:
 def number_of(item: Json, name: str) -> Decimal:
     """A finite amount of 0 or more that the venue writes as a JSON number; a string is taken too."""
     value = required(item, name)
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if not _is_number(value) and not isinstance(value, str):
         raise VenueGarbage(f"{name}: expected a number, was {type(value).__name__}")
     return decimal_of({name: str(value)}, name)
 
