@@ -102,6 +102,7 @@ _CANCELS_PER_CALL: Final = 100
 _ORDER_IDS_PER_CALL: Final = 100
 _KNOWN_ORDERS_MAX: Final = 10_000
 _LEVELS_MAX: Final = 500
+_DUPLICATE: Final = "DUPLICATE_CLIENT_ORDER_ID"
 _EQUAL_EDIT: Final = "EDIT_REQUEST_EQUAL_TO_ORIGINAL_REQUEST"
 # How far back an order is looked for by our own id when the caller does not say since when.
 _LOOK_BACK_S: Final = 2 * 86_400
@@ -371,7 +372,11 @@ class Venue:
             )
         )
         if answer.get("success") is False:
-            raise shapes.read_rejection(answer)
+            rejection = shapes.read_rejection(answer)
+            if rejection.code == _DUPLICATE:
+                # The venue knows the id already: an order of ours is there, so nothing may be released yet.
+                raise VenueUnknown(f"create_order: {rejection}")
+            raise rejection
         venue_order_id = shapes.read_accepted(answer, order.client_order_id)
         self._remember(venue_order_id, order.client_order_id)
         return venue_order_id

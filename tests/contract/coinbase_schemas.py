@@ -192,7 +192,14 @@ NEW_ORDER_FAILURE: Final = words(
     " INVALID_PRICE_PRECISION INSUFFICIENT_FUND INVALID_LEDGER_BALANCE ORDER_ENTRY_DISABLED INELIGIBLE_PAIR"
     " INVALID_LIMIT_PRICE_POST_ONLY INVALID_LIMIT_PRICE INVALID_NO_LIQUIDITY INVALID_REQUEST"
     " COMMANDER_REJECTED_NEW_ORDER INSUFFICIENT_FUNDS IN_LIQUIDATION INVALID_MARGIN_TYPE INVALID_LEVERAGE"
-    " UNTRADABLE_PRODUCT INVALID_FCM_TRADING_SESSION GEOFENCING_RESTRICTION"
+    " UNTRADABLE_PRODUCT INVALID_FCM_TRADING_SESSION GEOFENCING_RESTRICTION QUOTE_SIZE_NOT_ALLOWED_FOR_BRACKET"
+    " INVALID_BRACKET_PRICES MISSING_MARKET_TRADE_DATA INVALID_BRACKET_LIMIT_PRICE INVALID_BRACKET_STOP_TRIGGER_PRICE"
+    " BRACKET_LIMIT_PRICE_OUT_OF_BOUNDS STOP_TRIGGER_PRICE_OUT_OF_BOUNDS BRACKET_ORDER_NOT_SUPPORTED FOK_DISABLED"
+    " FOK_ONLY_ALLOWED_ON_LIMIT_ORDERS POST_ONLY_NOT_ALLOWED_WITH_FOK END_TIME_TOO_FAR_IN_FUTURE"
+    " LIMIT_PRICE_TOO_FAR_FROM_MARKET OPEN_BRACKET_ORDERS END_TIME_IS_IN_THE_PAST GTD_ORDERS_MUST_HAVE_END_TIME"
+    " PRICE_NOT_ALLOWED_FOR_MARKET_ORDERS STOP_ALREADY_TRIGGERED REPLACE_NOT_SUPPORTED ORDER_IS_PENDING_CANCEL"
+    " TOO_MANY_PENDING_REPLACES PRODUCT_TRADING_HALTED TRADING_DISABLED CANNOT_CLOSE_ZERO_POSITION"
+    " DUPLICATE_CLIENT_ORDER_ID"
 )
 # Of the reference's list of edit failures only those a spot order with price and size can meet.
 EDIT_FAILURE: Final = words(
@@ -758,7 +765,7 @@ ACCEPTANCE: Final = Shape(
     _DOCUMENTED,
     _ORDERS + "create-order; Coinbase's Python SDK; issue 49 of that SDK",
     {
-        "order_id": may(ORDER_ID),
+        "order_id": must(ORDER_ID),
         "product_id": may(PRODUCT_ID),
         "side": may(SIDE),
         "client_order_id": may(TEXT),
@@ -770,8 +777,8 @@ REFUSAL: Final = Shape(
     _DOCUMENTED,
     _ORDERS + "create-order; Coinbase's Python SDK; issue 20419 of ccxt",
     {
-        # Deprecated in favour of new_order_failure_reason, and the only one some answers carry.
-        "error": may(NAME),
+        # Deprecated in favour of new_order_failure_reason, and the only one that recorded refusals carry.
+        "error": may(NEW_ORDER_FAILURE),
         "message": may(TEXT),
         "error_details": may(TEXT),
         "preview_failure_reason": may(PREVIEW_FAILURE),
@@ -1226,7 +1233,7 @@ SHAPES: Final = REST_SHAPES | {f"ws {name}": shape for name, shape in WS_SHAPES.
 # What the venue is believed to do and no source confirms. The simulator does it; a test of it has NOT_VERIFIED in its
 # id, so that nobody takes a green line for knowledge about Coinbase.
 NOT_VERIFIED_BEHAVIOUR: Final[dict[str, str]] = {
-    "repeated client_order_id": "gets the first order back (docs: an id for idempotency)",
+    "repeated client_order_id": "gets the first order back; the reference also knows DUPLICATE_CLIENT_ORDER_ID",
     "candles at the end": "the bar that starts at `end` is included; 350 are allowed where one source says 349",
     "cancelling twice": "DUPLICATE_CANCEL_REQUEST",
     "market order larger than the book": "ends CANCELLED with what it got",
