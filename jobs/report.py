@@ -137,7 +137,7 @@ def _page(run: _Run) -> str:
         "SPEC": escape(json.dumps(spec.model_dump(mode="json"), indent=2)),
         "FOOTER": escape(f"Run {record.run_id} · times are UTC · metrics are fractions of a year of 365.25 days"),
         "DATA": _data(run),
-        "PLOTLY": _plotly(),
+        "PLOTLY": plotly_source(),
     }
     template = Path(__file__).with_name("report.html").read_text()
     return re.sub(r"%([A-Z_]+)%", lambda found: values[found[1]], template)
@@ -320,7 +320,7 @@ def _drawdown(equity: Float64Array) -> Float64Array:
     return np.asarray(1.0 - equity / peak)
 
 
-def _plotly() -> str:
+def plotly_source() -> str:
     """plotly.js as the installed plotly package carries it, found without importing the package (half a second)."""
     found = importlib.util.find_spec("plotly")
     if found is None or not found.submodule_search_locations:
