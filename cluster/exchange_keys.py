@@ -1,22 +1,25 @@
 """Certificates, API keys and token checks of the exchange simulator: everything it needs to be believed and to believe.
 
 All files lie in the state folder: ``ca.pem`` (what clients trust), ``ca_key.pem``, ``server.pem``,
-``server_key.pem``, ``cdp_key.json`` (ES256), ``cdp_key_ed25519.json`` and ``sim_token``. Private ones have mode 0600.
-They are made once; certificates are renewed at start-up when less than a month is left.
+``server_key.pem``, ``sim_token``, and the API keys ``cdp_key.json`` (ES256), ``cdp_key_ed25519.json``,
+``cdp_key_view.json`` (may not trade) and one for each further portfolio. Private ones have mode 0600. They are made
+once; certificates are renewed at start-up when less than a month is left.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import datetime as dt
 import hmac
 import ipaddress
 import json
 import os
+import re
 import secrets
 import ssl
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -35,6 +38,10 @@ _RENEW_DAYS: Final = 30
 _TOKEN_LIFE_S_MAX: Final = 180
 _CLOCK_SKEW_S: Final = 5
 
+# How the name of every key of a simulator begins: no key of the real venue does.
+KEY_NAMES: Final = "organizations/simulated"
+_OLD_NAME: Final = re.compile(r"organizations/[0-9a-f-]{36}/apiKeys/[0-9a-f-]{36}")
+
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -48,34 +55,53 @@ class Unauthorised(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What a key may do, and the name of the portfolio it is bound to ("" is the default one)."""
+
+    name: str
+    can_trade: bool = True
+    can_transfer: bool = False
+    portfolio: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the simulator serves with and whom it believes. ``keys`` maps key names to public keys."""
+    """What the simulator serves with and whom it believes: public keys and what each may do, by the keys' names."""
 
     ca_file: Path
     certificate_file: Path
     certificate_key_file: Path
     keys: dict[str, PublicKey]
     sim_token: str = field(repr=False)
+    grants: dict[str, ApiKey] = field(default_factory=dict)
+
+    def grant(self, name: str) -> ApiKey:
+        """What the key of this name may do."""
+        return self.grants.get(name, ApiKey(name))
 
     def is_sim_token(self, given: str) -> bool:
         """Whether ``given`` opens the control surface; compared in constant time."""
         return hmac.compare_digest(given.encode(), self.sim_token.encode())
 
 
-def open_credentials(folder: Path, now: dt.datetime) -> Credentials:
+def open_credentials(folder: Path, now: dt.datetime, portfolios: Sequence[str] = ()) -> Credentials:
     """Read the state folder's keys and certificates, making what is absent or (certificates) about to expire.
 
+    Each of ``portfolios`` (names) has a key of its own, ``cdp_key_<name>.json``.
     Raises ``KeyFileError`` where a file exists but cannot be used.
     """
     _ensure_certificates(folder, now)
-    keys = dict(_api_key(folder / name, make) for name, make in _API_KEYS.items())
+    keys, grants = {}, {}
+    for file, make, grant in _api_keys(portfolios):
+        name, keys_public = _api_key(folder / file, make)
+        keys[name], grants[name] = keys_public, dataclasses.replace(grant, name=name)
     token_file = folder / "sim_token"
     if not token_file.exists():
         _write(token_file, secrets.token_urlsafe(32).encode(), private=True)
     token = token_file.read_text().strip()
     if not token:
         raise KeyFileError(f"{token_file}: expected a token, was empty; delete the file to get a new one")
-    return Credentials(folder / "ca.pem", folder / "server.pem", folder / "server_key.pem", keys, token)
+    return Credentials(folder / "ca.pem", folder / "server.pem", folder / "server_key.pem", keys, token, grants)
 
 
 def check_token(token: str, keys: dict[str, PublicKey], method: str, host: str, path: str, now_s: float) -> str:
@@ -141,19 +167,34 @@ def _new_ed25519() -> str:
     return base64.b64encode(key.private_bytes_raw() + key.public_key().public_bytes_raw()).decode()
 
 
-_API_KEYS: Final = {"cdp_key.json": _new_es256, "cdp_key_ed25519.json": _new_ed25519}
+def _api_keys(portfolios: Sequence[str]) -> list[tuple[str, Callable[[], str], ApiKey]]:
+    """Every key's file, how it is made and what it may do (without its name, which is in the file)."""
+    return [
+        ("cdp_key.json", _new_es256, ApiKey("")),
+        ("cdp_key_ed25519.json", _new_ed25519, ApiKey("")),
+        ("cdp_key_view.json", _new_es256, ApiKey("", can_trade=False)),
+        *((f"cdp_key_{name}.json", _new_es256, ApiKey("", portfolio=name)) for name in portfolios),
+    ]
 
 
 def _api_key(path: Path, make: Callable[[], str]) -> tuple[str, PublicKey]:
     if not path.exists():
-        name = f"organizations/{uuid.uuid4()}/apiKeys/{uuid.uuid4()}"
-        _write(path, json.dumps({"name": name, "privateKey": make()}, indent=2).encode(), private=True)
+        _make_key(path, make)
     try:
         content = json.loads(path.read_text())
+        # Keys of before had names like real ones; a desk must be able to tell them apart.
+        if isinstance(content["name"], str) and _OLD_NAME.fullmatch(content["name"]):
+            content = _make_key(path, make)
         name, text = content["name"], content["privateKey"]
         return str(name), load_private_key(text).public_key()
     except (ValueError, KeyError, TypeError, AttributeError):
         raise KeyFileError(f"{path}: expected JSON with name and privateKey; delete it for a new one") from None
+
+
+def _make_key(path: Path, make: Callable[[], str]) -> dict[str, str]:
+    content = {"name": f"{KEY_NAMES}-{uuid.uuid4()}/apiKeys/{uuid.uuid4()}", "privateKey": make()}
+    _write(path, json.dumps(content, indent=2).encode(), private=True)
+    return content
 
 
 def load_private_key(text: str) -> PrivateKey:

@@ -24,7 +24,7 @@ NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 NOW_S = int(NOW.timestamp())
 HOST = "127.0.0.1:8443"
 PATH = "/api/v3/brokerage/accounts"
-KEY_FILES = ("cdp_key.json", "cdp_key_ed25519.json")
+KEY_FILES = ("cdp_key.json", "cdp_key_ed25519.json", "cdp_key_view.json")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_signature_of_another_key_is_refused(folder: Path, credentials: Creden
         ec.generate_private_key(ec.SECP256R1()),
         ed25519.Ed25519PrivateKey.generate(),
     )
-    for file, forged_key in zip(KEY_FILES, forged_keys, strict=True):
+    for file, forged_key in zip(KEY_FILES[:2], forged_keys, strict=True):
         assert isinstance(forged_key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey)
         name, _ = key_of(folder, file)
         claims = jwt.decode(token(folder, file), options={"verify_signature": False})
@@ -259,3 +259,34 @@ def test_keys_of_another_kind_are_refused() -> None:
         load(other.decode())
     with pytest.raises(ValueError, match="32 or 64 bytes"):
         load(base64.b64encode(b"x" * 33).decode())
+
+
+# --- what keys may do ---
+
+
+def test_a_key_says_that_it_is_a_simulators_and_what_it_may_do(tmp_path: Path) -> None:
+    credentials = open_credentials(tmp_path, NOW, portfolios=["second"])
+    granted = {file: credentials.grant(key_of(tmp_path, file)[0]) for file in (*KEY_FILES, "cdp_key_second.json")}
+    assert all(grant.name.startswith("organizations/simulated") for grant in granted.values())
+    assert [grant.can_trade for grant in granted.values()] == [True, True, False, True]
+    assert [grant.portfolio for grant in granted.values()] == ["", "", "", "second"]
+    assert not any(grant.can_transfer for grant in granted.values())
+
+
+def test_a_key_named_like_a_real_one_is_made_anew(tmp_path: Path) -> None:
+    open_credentials(tmp_path, NOW)
+    content = json.loads((tmp_path / "cdp_key.json").read_text())
+    content["name"] = "organizations/9f1fb4a4-23d5-4ad0-a4f6-2ed2d0b04ee8/apiKeys/0d0bfcb4-1f0e-45a8-b2a5-16a2b4d4c3a1"
+    (tmp_path / "cdp_key.json").write_text(json.dumps(content))
+    open_credentials(tmp_path, NOW)
+    assert key_of(tmp_path, "cdp_key.json")[0].startswith("organizations/simulated")
+
+
+def test_a_streams_token_names_no_request(folder: Path, credentials: Credentials) -> None:
+    from cluster.exchange_keys import check_stream_token
+
+    name, _ = key_of(folder, "cdp_key.json")
+    assert check_stream_token(token(folder, uri=None), credentials.keys, NOW_S) == name
+    for refused in (token(folder), token(folder, uri=None, exp=NOW_S), token(folder, uri=None, iss="x"), ""):
+        with pytest.raises(Unauthorised):
+            check_stream_token(refused, credentials.keys, NOW_S)
