@@ -1,4 +1,4 @@
-"""Application /: everything over HTTP but orders. FastAPI, composed of rooms: health, accounts, kill switch, backtests.
+"""Application /: everything over HTTP but orders. FastAPI, composed of rooms: health, accounts, venue, backtests …
 
 Nothing here blocks the event loop: files of size and Ray's Jobs API are read in threads. The replica holds no state.
 """
@@ -20,14 +20,18 @@ from cluster.ledger import Ledger
 from cluster.local import ray_token
 from cluster.market_data import BarStore
 from cluster.ray_jobs import RayJobs
+from cluster.venue import Venue
+from cluster.venue_endpoint import configured_endpoint
 from conf.settings import SIMULATED, Secrets, Settings, load_secrets, load_settings
 from serve_apps import (
     api_accounts,
     api_approvals,
+    api_arming,
     api_backtests,
     api_document,
     api_exposures,
     api_health,
+    api_heartbeats,
     api_limits,
     api_pnl,
     api_problems,
@@ -35,14 +39,16 @@ from serve_apps import (
     api_research,
     api_results,
     api_risk,
+    api_venue,
 )
 from serve_apps.api_access import Desk
 from serve_apps.api_ray import RayCalls
+from serve_apps.venue_reads import VenueReads
 
 _DESCRIPTION: Final = """\
-The desk over HTTP: accounts, exposures, PnL, limits, the kill switch, backtests and health here; orders at /v1/orders,
-served by the three risk replicas. Money and quantities are decimal text, times nanoseconds UTC. Every failure is an
-RFC 9457 problem document with a machine-readable `code`.
+The desk over HTTP: accounts, exposures, PnL, the venue's own view of them, limits, the kill switch, backtests and
+health here; orders at /v1/orders, served by the three risk replicas. Money and quantities are decimal text, times
+nanoseconds UTC. Every failure is an RFC 9457 problem document with a machine-readable `code`.
 """
 
 _ROOMS: Final = (
@@ -50,7 +56,10 @@ _ROOMS: Final = (
     api_accounts,
     api_pnl,
     api_exposures,
+    api_venue,
+    api_heartbeats,
     api_risk,
+    api_arming,
     api_limits,
     api_approvals,
     api_research,
@@ -86,6 +95,7 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
         store=BarStore(settings.bars_path),
         runs_dir=settings.runs_path.resolve(),
         ray=RayCalls(jobs or ray_jobs(settings)),
+        venue=VenueReads(lambda: read_venue(settings, secrets, ledger)),
     )
     api_problems.install(app)
     for router in (api_health.open_router, *(room.router for room in _ROOMS)):
@@ -94,6 +104,11 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
     simulated = settings.data_source == SIMULATED
     app.add_middleware(Door, headers=_ALWAYS | ({"x-simulated": "1"} if simulated else {}))
     return app
+
+
+def read_venue(settings: Settings, secrets: Secrets, ledger: Ledger) -> Venue:
+    """The settings' venue on the request budget that all processes share; raises ``EndpointError``."""
+    return Venue(configured_endpoint(settings, secrets))
 
 
 def ray_jobs(settings: Settings) -> RayJobs | None:

@@ -22,6 +22,7 @@ from cluster.risk import NAME_PATTERN
 from conf.settings import Settings
 from serve_apps.api_ray import RayCalls
 from serve_apps.problem import Problem, forbidden, unauthorised, unknown_account
+from serve_apps.venue_reads import VenueReads
 
 BODY_BYTES_MAX: Final = 1_000_000
 BODY_TIMEOUT_S: Final = 5.0
@@ -45,6 +46,7 @@ class Desk:
     store: BarStore
     runs_dir: Path
     ray: RayCalls
+    venue: VenueReads
     # Laying out a run reads bars and expands grids in threads; two at once leave the others their turn.
     preparing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STREAMS_MAX))

@@ -22,7 +22,8 @@ from strategies.model import OrderStatus, OrderType, Side, TimeInForce
 _REFERENCE: Final = "#/components/schemas/{model}"
 _TAGS: Final = [
     {"name": "orders", "description": "Pre-trade risk: three replicas decide and reserve in one atomic step."},
-    {"name": "accounts", "description": "What accounts hold, risk and have earned."},
+    {"name": "accounts", "description": "What accounts hold, risk and have earned; who is watched by the dead man."},
+    {"name": "venue", "description": "The venue's own view, cached within the request budget, with its age."},
     {
         "name": "kill switch",
         "description": "Trading states at global, account, strategy and product scope, and one order over its limits.",

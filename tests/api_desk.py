@@ -168,6 +168,7 @@ async def open_desk(settings: Settings, ledger: Ledger, jobs: RayJobs | None = N
         desk = ApiDesk(app, settings, ledger, client)
         client.headers.update(await desk.key(SCOPES))
         yield desk
+        app.state.desk.venue.close()
 
 
 def only(rows: Sequence[Mapping[str, Any]], **wanted: object) -> Mapping[str, Any]:

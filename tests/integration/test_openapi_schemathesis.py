@@ -1,7 +1,8 @@
 """Schemathesis on the OpenAPI document: generated requests, right and wrong ones, over HTTP to both applications.
 
-The API and the orders application stand behind one port as behind Serve's, on a real ledger, with bars and a finished
-run; only Ray's Jobs API is a double. No answer may be a 5xx, and each must be one that the document describes.
+The API and the orders application stand behind one port as behind Serve's, on a real ledger and a real exchange
+simulator, with bars and a finished run; only Ray's Jobs API is a double. No answer may be a 5xx, and each must be one
+that the document describes.
 """
 
 from __future__ import annotations
@@ -27,20 +28,21 @@ from schemathesis.specs.openapi import checks
 
 from cluster.ledger import Ledger
 from cluster.processes import choose_ports
-from conf.settings import RedisSettings, Settings
+from conf.settings import RedisSettings, Settings, VenueSettings
 from serve_apps.api import build_api
 from serve_apps.orders import PREFIX, OrdersApp
 from tests.api_desk import ApiDesk, open_desk
 from tests.jobs_api import JobsApi, jobs_api
 from tests.run_samples import complete_run, make_spec, make_store
 from tests.servers import redis_secrets
+from tests.simulator import running_simulator
 
 EXAMPLES: Final = 40
 EXAMPLES_NIGHTLY: Final = 2_000
 ANSWER_TIMEOUT_S: Final = 20.0
 BEAT_S: Final = 1.0
 # What there is; half of the requests name it, for about something else there is little to say but 404.
-KNOWN: Final = {"account": "main", "run_id": "a1", "client_order_id": "o-1"}
+KNOWN: Final = {"account": "main", "run_id": "a1", "client_order_id": "o-1", "product_id": "BTC-USD"}
 CHECKS: Final = [
     schemathesis.checks.not_a_server_error,
     checks.status_code_conformance,
@@ -139,9 +141,12 @@ class Served:
 @pytest.fixture(scope="module")
 def served(ledger_server: RedisSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Both applications behind one port, in a thread of their own."""
-    desk_settings = Settings(state_dir=tmp_path_factory.mktemp("desk"), redis=ledger_server)
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "exchange").mkdir()
     loop = _Loop()
-    with jobs_api() as jobs, requests.Session() as session:
+    with jobs_api() as jobs, requests.Session() as session, running_simulator(folder / "exchange") as simulator:
+        venue = VenueSettings(host_port=simulator.host_port)
+        desk_settings = Settings(state_dir=folder, redis=ledger_server, venue=venue)
         serving = _serving(desk_settings, jobs)
         port, headers = loop.run(serving.__aenter__())
         yield Served(f"http://127.0.0.1:{port}", headers, session)
