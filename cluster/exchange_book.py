@@ -58,7 +58,7 @@ ORDERS_MAX: Final = 200_000
 # A journal that has grown by so much since it was last written anew is written anew at start-up.
 COMPACT_BYTES: Final = 4_000_000
 # After a pause of the process only this many seconds of the path are looked at again for resting orders.
-_CATCH_UP_S_MAX: Final = 60
+_CATCH_UP_S_MAX: Final = 3_600
 _SELF_TRADE: Final = "Self trade prevention"
 
 _log = logging.getLogger(__name__)
@@ -209,6 +209,19 @@ class Exchange:
             self._commit(arrival.events, arrival)
         return order
 
+    def preview_amendment(
+        self, order_id: str, size: Any, price: Any, now_ns: int, portfolio_id: str = "", stop_price: Any = None
+    ) -> Preview:
+        """What the order would be worth after ``amend``; nothing is changed. Raises ``EditRefusal``."""
+        self.advance(now_ns)
+        with localcontext(EXACT):
+            order = self._amendable(order_id, portfolio_id)
+            event = self._amended_event(order, size, price, stop_price, now_ns)
+            self._refuse_amendment(order, event, now_ns)
+            ticks, lots = event["ticks"], event["lots"]
+            changed = dataclasses.replace(order.ticket, lots=lots, ticks=ticks, stop_ticks=event["stop_ticks"])
+            return self._preview(changed, now_ns, _arrival_of(order, ticks, lots), ())
+
     def cancel(self, order_ids: list[str], now_ns: int, portfolio_id: str = "") -> dict[str, str]:
         """Cancel each order; the value is empty where that was done, else Coinbase's reason."""
         self.advance(now_ns)
@@ -225,12 +238,8 @@ class Exchange:
     def advance(self, now_ns: int) -> None:
         """Let time pass up to ``now_ns``, second by second: orders expire, are triggered and are filled."""
         now_s = now_ns // NS_PER_S
-        if now_s <= self._looked_at_s:
-            if self.rules.cancel_delay_ns:
-                self._end_due(now_ns)
-            return
         first_s = max(self._looked_at_s + 1, now_s - _CATCH_UP_S_MAX)
-        self._looked_at_s = now_s
+        self._looked_at_s = max(self._looked_at_s, now_s)
         if not self.open_orders:
             return
         with localcontext(EXACT):
@@ -238,8 +247,13 @@ class Exchange:
                 self._end_due(second * NS_PER_S)
                 for product_id in MARKETS:
                     self._move(product_id, second * NS_PER_S)
+            self._end_due(now_ns)
 
     # --- what only a test or its user does to it ---
+
+    def set_back(self, now_ns: int) -> None:
+        """The venue's clock was set to an earlier time: from there time passes again."""
+        self._looked_at_s = min(self._looked_at_s, now_ns // NS_PER_S)
 
     def push_price(self, product_id: str, ticks: int | None, now_ns: int) -> int:
         """Pin the product's mid (None: back to the path), trigger and execute what it crosses; returns the number of
@@ -636,14 +650,14 @@ class Exchange:
     # --- what time and prices do ---
 
     def _end_due(self, now_ns: int) -> None:
-        """Expire and cancel the orders whose time has come."""
-        events = []
-        for order in self.open_orders.values():
-            if order.state is State.CANCEL_QUEUED and order.cancel_ns <= now_ns:
-                events.append(_closed_event(order.order_id, State.CANCELLED, now_ns, "User requested cancel"))
-            elif order.ticket.end_ns is not None and order.ticket.end_ns <= now_ns:
-                events.append(_closed_event(order.order_id, State.EXPIRED, now_ns, "End time reached"))
-        self._commit(events)
+        """Expire and cancel the orders whose time has come, at that time."""
+        while (order := self.records.next_due(now_ns)) is not None:
+            end_ns = order.ticket.end_ns
+            if order.state is State.CANCEL_QUEUED and (end_ns is None or order.cancel_ns <= end_ns):
+                event = _closed_event(order.order_id, State.CANCELLED, order.cancel_ns, "User requested cancel")
+            else:
+                event = _closed_event(order.order_id, State.EXPIRED, end_ns or now_ns, "End time reached")
+            self._commit([event])
 
     def _move(self, product_id: str, now_ns: int) -> None:
         """Look at the product's price: trigger what it has reached and fill what the book has crossed."""
@@ -696,6 +710,10 @@ class Exchange:
         line = self.records.lines[product_id, side]
         while (order := line.first()) is not None:
             limit, product = order.limit_ticks or 0, order.product
+            # The seeded best prices are the mid and half the spread: most seconds need no book.
+            mid, half = self.mid_ticks(product_id, now_ns), MARKETS[product_id].half_spread_ticks
+            if limit < mid + half if side is Side.BUY else limit > mid - half:
+                return
             book = self._seeded(product_id, now_ns)
             levels = book.asks if side is Side.BUY else book.bids
             taken = _take(levels, side, limit, order.open_lots)

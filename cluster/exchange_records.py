@@ -7,6 +7,7 @@ the journal at start-up. ``snapshot`` writes the same state as a shorter list of
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any, Final
@@ -47,6 +48,7 @@ class Records:
         self.flags: dict[str, dict[str, bool]] = {}
         self.lines: dict[tuple[str, Side], Line] = {(p, side): Line(side) for p in MARKETS for side in Side}
         self.waiting: dict[str, dict[str, SimOrder]] = {product_id: {} for product_id in MARKETS}
+        self._due: list[tuple[int, str]] = []
         self._priority = 0
         self._appliers: dict[str, Callable[[Event], None]] = {
             "batch": self._batch,
@@ -82,6 +84,15 @@ class Records:
             return product
         given: dict[str, Any] = {name: flags.get(name, False) for name in FLAGS if name != "offline"}
         return dataclasses.replace(product, status="offline" if flags.get("offline") else "online", **given)
+
+    def next_due(self, now_ns: int) -> SimOrder | None:
+        """The live order whose end time or queued cancel is due first, by ``now_ns``."""
+        while self._due and self._due[0][0] <= now_ns:
+            order = self.orders[self._due[0][1]]
+            if order.state.live:
+                return order
+            heapq.heappop(self._due)
+        return None
 
     # --- a shorter list of events for the same state ---
 
@@ -130,6 +141,7 @@ class Records:
             self.open_orders[order.order_id] = order
             self._hold_account(order).hold += order.hold()
             self._stand(order)
+            self._note_end(order)
 
     def _kept_fill(self, event: Event) -> None:
         order = self.orders[event["order_id"]]
@@ -179,6 +191,7 @@ class Records:
         self.open_orders[order.order_id] = order
         self._hold_account(order).hold += order.hold()
         self._stand(order)
+        self._note_end(order)
 
     def _triggered(self, event: Event) -> None:
         order = self.orders[event["order_id"]]
@@ -243,6 +256,7 @@ class Records:
     def _cancelling(self, event: Event) -> None:
         order = self.orders[event["order_id"]]
         order.state, order.cancel_ns = State.CANCEL_QUEUED, event["due_ns"]
+        self._note_end(order)
 
     def _closed(self, event: Event) -> None:
         order = self.orders[event["order_id"]]
@@ -264,6 +278,12 @@ class Records:
             self.lines[ticket.product_id, ticket.side].add(order)
         if order.waits:
             self.waiting[ticket.product_id][order.order_id] = order
+
+    def _note_end(self, order: SimOrder) -> None:
+        """Remember when the order has to be looked at because its time is up."""
+        for due_ns in (order.ticket.end_ns, order.cancel_ns or None):
+            if due_ns is not None:
+                heapq.heappush(self._due, (due_ns, order.order_id))
 
     def _leave(self, order: SimOrder) -> None:
         ticket = order.ticket

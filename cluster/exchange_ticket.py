@@ -13,10 +13,12 @@ from enum import StrEnum
 from typing import Any, Final
 
 from cluster.exchange_history import MARKETS, Market
-from strategies.model import NS_PER_S, Side
+from strategies.model import Side
 
 PRICE_TICKS_MAX: Final = 10**12
 UNKNOWN_FAILURE: Final = "UNKNOWN_FAILURE_REASON"
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
 _AMOUNT: Final = re.compile(r"[0-9]{1,16}(\.[0-9]{1,16})?")
 
 
@@ -260,9 +262,12 @@ def _end_ns(given: Any, now_ns: int) -> int:
         moment = dt.datetime.fromisoformat(given) if isinstance(given, str) else None
     except ValueError:
         moment = None
-    if moment is None or moment.tzinfo is None or int(moment.timestamp()) * NS_PER_S <= now_ns:
-        raise Refusal("INVALID_REQUEST", "end_time: expected an RFC 3339 time in the future")
-    return int(moment.timestamp()) * NS_PER_S
+    end_ns = None if moment is None or moment.tzinfo is None else (moment - _EPOCH) // _MICROSECOND * 1_000
+    if end_ns is None or end_ns <= now_ns:
+        raise Refusal(
+            "INVALID_REQUEST", "end_time: expected an RFC 3339 time in the future", "PREVIEW_INVALID_END_TIME"
+        )
+    return end_ns
 
 
 def _amount(given: Any) -> Decimal | None:

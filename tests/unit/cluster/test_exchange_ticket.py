@@ -130,7 +130,7 @@ def test_every_simulated_configuration_is_understood(configuration: dict[str, An
             (
                 {"order_configuration": limit("limit_limit_gtd", end_time=end_time)},
                 "INVALID_REQUEST",
-                "UNKNOWN_PREVIEW_FAILURE_REASON",
+                "PREVIEW_INVALID_END_TIME",
             )
             for end_time in (None, "", "tomorrow", "2025-03-10T13:37:21Z", "2030-01-01T00:00:00", 1_900_000_000)
         ),
