@@ -168,7 +168,7 @@ class Exchange:
         """The order that has this client order id already; raises ``Refusal`` where the rules want that."""
         known = self.order_by_client_id(client_order_id, portfolio_id)
         if known is not None and self.rules.reject_duplicates:
-            raise Refusal("INVALID_REQUEST", "client_order_id: an order with this id exists")
+            raise Refusal("DUPLICATE_CLIENT_ORDER_ID", "client_order_id: an order with this id exists")
         return known
 
     def preview(self, ticket: Ticket, now_ns: int, portfolio_id: str = "") -> Preview:
@@ -665,9 +665,10 @@ class Exchange:
         if not (waiting or any(lines[product_id, side] for side in Side)) or not _matches(self.product(product_id)):
             return
         self._uncross(product_id, now_ns)
-        self._trigger(product_id, now_ns)
+        # The price passed through what rests before it reached a trigger: a stop must not meet orders long crossed.
         for side in Side:
             self._fill_resting(product_id, side, now_ns)
+        self._trigger(product_id, now_ns)
 
     def _trigger(self, product_id: str, now_ns: int) -> None:
         """Let the orders whose trigger is reached arrive as limit orders, the older first; each is triggered once."""

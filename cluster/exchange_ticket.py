@@ -117,7 +117,7 @@ def read_ticket(body: dict[str, Any], now_ns: int) -> Ticket:
     """
     market = MARKETS.get(str(body.get("product_id")))
     if market is None:
-        raise Refusal("UNKNOWN_PRODUCT_ID", "product_id: not known", "PREVIEW_INVALID_PRODUCT_ID")
+        raise Refusal("INVALID_PRODUCT_ID", "product_id: not known", "PREVIEW_INVALID_PRODUCT_ID")
     # A tuple, not a set: what was sent may be a list, which has no hash.
     if body.get("side") not in ("BUY", "SELL"):
         raise Refusal("INVALID_SIDE", "side: expected BUY or SELL", "PREVIEW_INVALID_SIDE")

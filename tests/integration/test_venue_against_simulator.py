@@ -224,7 +224,7 @@ def test_orders_that_must_not_rest_do_not(venue: Venue, simulator: Simulator, ti
         ({"quantity": Decimal(1_000_000)}, "PREVIEW_INVALID_BASE_SIZE_TOO_LARGE"),
         ({"quantity": Decimal("0.000000001")}, "INVALID_SIZE_PRECISION"),
         ({"quantity": Decimal(40_000), "side": Side.SELL}, "INSUFFICIENT_FUND"),
-        ({"product_id": "DOGE-USD"}, "UNKNOWN_PRODUCT_ID"),
+        ({"product_id": "DOGE-USD"}, "INVALID_PRODUCT_ID"),
     ],
 )
 def test_a_refusal_has_coinbases_code(venue: Venue, changes: dict[str, Any], code: str) -> None:
@@ -479,8 +479,12 @@ def test_the_sdks_own_order_calls_work_unchanged(sdk: Any, simulator: Simulator)
     states = [sdk.get_order(each).order.status for each in ids]
     assert states == ["OPEN", "OPEN", "CANCELLED", "CANCELLED"]
     assert [result.success for result in sdk.cancel_orders(order_ids=ids).results] == [True, True, False, False]
+    # Its limit is below its stop: once triggered it could never execute.
     refused = sdk.stop_limit_order_gtc_buy(f"sdk-{time.time_ns()}", "ETH-USD", "1", "2", "3", "STOP_DIRECTION_STOP_UP")
-    assert (refused.success, refused.error_response["error"]) == (False, "UNSUPPORTED_ORDER_CONFIGURATION")
+    assert (refused.success, refused.error_response["preview_failure_reason"]) == (
+        False,
+        "PREVIEW_STOP_PRICE_ABOVE_LIMIT_PRICE",
+    )
 
 
 def test_the_sdks_other_calls_work_unchanged(sdk: Any) -> None:

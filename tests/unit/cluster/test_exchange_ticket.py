@@ -65,8 +65,8 @@ def test_every_simulated_configuration_is_understood(configuration: dict[str, An
 @pytest.mark.parametrize(
     ("changes", "code", "preview"),
     [
-        ({"product_id": "DOGE-USD"}, "UNKNOWN_PRODUCT_ID", "PREVIEW_INVALID_PRODUCT_ID"),
-        ({"product_id": None}, "UNKNOWN_PRODUCT_ID", "PREVIEW_INVALID_PRODUCT_ID"),
+        ({"product_id": "DOGE-USD"}, "INVALID_PRODUCT_ID", "PREVIEW_INVALID_PRODUCT_ID"),
+        ({"product_id": None}, "INVALID_PRODUCT_ID", "PREVIEW_INVALID_PRODUCT_ID"),
         ({"side": "buy"}, "INVALID_SIDE", "PREVIEW_INVALID_SIDE"),
         ({"side": None}, "INVALID_SIDE", "PREVIEW_INVALID_SIDE"),
         ({"side": ["BUY"]}, "INVALID_SIDE", "PREVIEW_INVALID_SIDE"),
