@@ -103,6 +103,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         "limits_file": limits,
         "serve": ServeSettings(http_port=0),
         "venue": settings.venue.model_copy(update={"requests_per_s": 500.0}),
+        # Outages longer than the dead man's patience are part of the tests, and not what he would have to judge.
+        "execution": settings.execution.model_copy(update={"deadman_s": 600.0}),
     }
     settings = local.up(settings.model_copy(update=changes))
     running = PatientDesk(settings)

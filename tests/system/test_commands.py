@@ -22,6 +22,8 @@ COMMANDS = [
     "risk watch", "risk verify", "limits show", "limits set", "limits proposals", "limits approve", "limits refuse",
     "limits history", "keys create", "keys list", "keys revoke", "orders submit", "orders ls", "orders cancel",
     "orders override",
+    "accounts balances", "accounts portfolios", "accounts products", "accounts fees", "accounts fills",
+    "accounts orders", "accounts book", "arm live", "arm show", "arm off",
     "audit show", "audit verify", "audit archive", "audit reset",
 ]  # fmt: skip
 
