@@ -90,7 +90,7 @@ class Journal:
             os.fsync(file)
             os.replace(temporary, self.path)
             # The same descriptor number now means the new file; a sync under way in a thread keeps the old one.
-            os.dup2(file, self._file)
+            os.dup2(file, self._file, inheritable=False)
         finally:
             os.close(file)
         folder = os.open(self.path.parent, os.O_RDONLY)
