@@ -29,9 +29,9 @@ class Stalled(RuntimeError):
 class VirtualLoop(asyncio.BaseEventLoop):
     """asyncio's own loop over a selector that moves the clock instead of waiting."""
 
-    def __init__(self) -> None:
+    def __init__(self, begins_s: float = 0.0) -> None:
         super().__init__()
-        self._now_s = 0.0
+        self._now_s = begins_s
         self._clock_resolution = 1e-9
         self._selector = self
         self.steps = 0
