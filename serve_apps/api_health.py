@@ -10,10 +10,14 @@ from typing import Any, Final
 from fastapi import APIRouter
 from pydantic import Field
 
+from cluster.arming import LIVE
+from cluster.deadman import Phase
 from cluster.exposures import limited_products, references_of
 from cluster.ledger_wire import LedgerError, LedgerUnavailable, memory_warning
 from conf.settings import SIMULATED
 from serve_apps.api_access import Desk, GuardedRoute, Reader, TheDesk
+from serve_apps.api_arming import ArmingView, arming_view
+from serve_apps.api_heartbeats import DEADMAN_FRESH_MS, DeadManView, deadman_view
 from serve_apps.api_problems import problems
 from serve_apps.api_shapes import Milliseconds, Shape
 from serve_apps.problem import Problem
@@ -103,6 +107,8 @@ class Health(Shape):
     parts: list[Part]
     ledger: LedgerHealth | None = Field(description="null while it does not answer")
     execution: dict[str, Any] | None = Field(description="the last heartbeat's figures; null: never seen")
+    deadman: DeadManView | None = Field(description="null while the ledger does not answer")
+    arming: ArmingView | None = Field(description="null while the ledger does not answer")
     venue: VenueHealth
     references: list[ReferenceAge]
     accounts: list[AccountHealth] | None = Field(description="the desk first; null: the ledger does not answer")
@@ -120,7 +126,8 @@ async def ready(desk: TheDesk) -> Readiness:
     """200 where orders can be taken: the ledger answers and has been reconciled, execution is alive, prices are fresh.
 
     Otherwise 503 with code NOT_READY and the same parts. Ray's Jobs API is shown but not required: without it orders
-    go on and only new backtests wait. So is the ledger's memory, once 60 % of it are used.
+    go on and only new backtests wait. So are the dead man, and the ledger's memory once 60 % of it are used. A live
+    desk has to be armed.
     """
     parts = await parts_of(desk)
     missing = [part for part in parts if part.required and not part.healthy]
@@ -133,8 +140,8 @@ async def ready(desk: TheDesk) -> Readiness:
 @router.get("/health", responses=problems())
 async def health(desk: TheDesk, _: Reader) -> Health:
     """Every part in detail; the answer is 200 also where parts are unhealthy."""
-    parts, ledger, execution, references, accounts = await asyncio.gather(
-        parts_of(desk), _ledger(desk), _execution(desk), _references(desk), _accounts(desk)
+    parts, ledger, beats, arming, references, accounts = await asyncio.gather(
+        parts_of(desk), _ledger(desk), _beats(desk), _arming(desk), _references(desk), _accounts(desk)
     )
     venue = desk.settings.venue
     return Health(
@@ -142,7 +149,9 @@ async def health(desk: TheDesk, _: Reader) -> Health:
         data_source=desk.settings.data_source,
         parts=parts,
         ledger=ledger,
-        execution=execution,
+        execution=None if beats is None else beats.get("execution"),
+        deadman=None if beats is None else deadman_view(beats, desk.settings.execution.account),
+        arming=arming,
         venue=VenueHealth(kind=venue.kind, simulated=desk.settings.data_source == SIMULATED, host_port=venue.host_port),
         references=references or [],
         accounts=accounts,
@@ -161,6 +170,8 @@ async def parts_of(desk: Desk) -> list[Part]:
         _memory_part(desk),
         _admission_part(desk),
         _execution_part(desk),
+        _deadman_part(desk),
+        _arming_part(desk),
         _references_part(desk),
         _ray_part(desk),
     )
@@ -202,13 +213,41 @@ async def _admission_part(desk: Desk) -> Part:
 
 
 async def _execution_part(desk: Desk) -> Part:
-    beat = await _execution(desk)
+    beat = (await _beats(desk) or {}).get("execution")
     if beat is None:
         return Part(name="execution", healthy=False, required=True, detail="no heartbeat is known")
     age_ms = int(beat["age_ms"])
     return Part(
         name="execution", healthy=age_ms < HEARTBEAT_FRESH_MS, required=True, detail=f"heartbeat {age_ms} ms ago"
     )
+
+
+async def _deadman_part(desk: Desk) -> Part:
+    """Whether a silence of the desk would be noticed; not required, because orders do not wait for him."""
+    beats = await _beats(desk)
+    seen = None if beats is None else deadman_view(beats, desk.settings.execution.account)
+    if seen is None or seen.phase is None:
+        detail = "the ledger does not answer" if seen is None else "was never heard, so no silence would be noticed"
+    elif (seen.age_ms or 0) > DEADMAN_FRESH_MS:
+        detail = f"silent himself for {seen.age_ms} ms, so no silence would be noticed"
+    elif seen.phase is Phase.WAITING:
+        detail = "WAITING for the first heartbeat of execution"
+    else:
+        detail = f"{seen.phase}" + (f": {seen.reason}" if seen.phase is not Phase.WATCHING and seen.reason else "")
+    return Part(name="deadman", healthy=seen is not None and seen.watching, required=False, detail=detail)
+
+
+async def _arming_part(desk: Desk) -> Part | None:
+    """Of a live desk: whether its orders may pass."""
+    if desk.settings.venue.environment != LIVE:
+        return None
+    arming = await _arming(desk)
+    if arming is None:
+        return Part(name="arming", healthy=False, required=True, detail="the ledger does not answer")
+    detail = (
+        f"by {arming.person}: {arming.reason}" if arming.armed else "not armed: every order is denied (desk arm live)"
+    )
+    return Part(name="arming", healthy=arming.armed, required=True, detail=detail)
 
 
 async def _references_part(desk: Desk) -> Part:
@@ -238,9 +277,16 @@ async def _ledger(desk: Desk) -> LedgerHealth | None:
     return LedgerHealth(server=name, version=release, memory_bytes=used, memory_bytes_max=allowed, memory_share=share)
 
 
-async def _execution(desk: Desk) -> dict[str, Any] | None:
+async def _beats(desk: Desk) -> dict[str, dict[str, Any]] | None:
     try:
-        return (await desk.ledger.heartbeats()).get("execution")
+        return await desk.ledger.heartbeats()
+    except (LedgerUnavailable, LedgerError):
+        return None
+
+
+async def _arming(desk: Desk) -> ArmingView | None:
+    try:
+        return arming_view(desk, await desk.ledger.armed())
     except (LedgerUnavailable, LedgerError):
         return None
 

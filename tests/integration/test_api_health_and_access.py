@@ -11,13 +11,14 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from cluster.api_keys import READ
+from cluster.deadman import PART
 from cluster.ledger import Ledger, Reference, account_base
 from cluster.processes import choose_ports
-from conf.settings import RedisSettings, Settings
+from conf.settings import RedisSettings, Settings, VenueSettings
 from serve_apps.api import build_api
 from serve_apps.api_access import BODY_BYTES_MAX, key_with_any, presented_key
 from strategies.model import TradingState
-from tests.api_desk import BTC, ApiDesk, forget_admissions
+from tests.api_desk import BTC, ApiDesk, forget_admissions, open_desk
 from tests.servers import redis_secrets
 
 pytestmark = pytest.mark.anyio
@@ -41,6 +42,7 @@ async def test_ready_once_ledger_execution_and_prices_are(desk: ApiDesk) -> None
         "ledger": True,
         "admission": True,
         "execution": True,
+        "deadman": False,
         "prices": True,
         "ray_jobs": False,
     }
@@ -69,6 +71,31 @@ async def test_not_ready_while_orders_wait_for_a_reconciliation(desk: ApiDesk) -
     assert "account second" in part["detail"]
 
 
+async def test_health_says_whether_a_silence_would_be_noticed(desk: ApiDesk) -> None:
+    await desk.open_account()
+    for phase, healthy in (("WAITING", False), ("WATCHING", True), ("TRIPPED", False)):
+        await desk.ledger.beat(PART, {"account": "main", "phase": phase, "reason": "execution has been silent"})
+        health = (await desk.get("/v1/health")).json()
+        (part,) = [part for part in health["parts"] if part["name"] == "deadman"]
+        assert (part["healthy"], part["required"], part["detail"].startswith(phase)) == (healthy, False, True)
+        assert (health["deadman"]["phase"], health["deadman"]["watching"]) == (phase, healthy)
+    assert "execution has been silent" in part["detail"]
+
+
+async def test_a_live_desk_is_not_ready_until_it_is_armed(settings: Settings, ledger: Ledger) -> None:
+    live = settings.model_copy(update={"profile": "live", "venue": VenueSettings(kind="coinbase")})
+    async with open_desk(live, ledger) as desk:
+        await desk.open_account()
+        await desk.ledger.beat("execution", {"account": "main"})
+        answer = await desk.get("/readyz")
+        assert (answer.status_code, "arming: not armed" in answer.json()["detail"]) == (503, True)
+        assert (await desk.get("/v1/health")).json()["arming"]["armed"] is False
+        await desk.post("/v1/arming", {"reason": "the first live day", "expires_s": 60})
+        armed = await desk.get("/readyz")
+        assert armed.status_code == 200, armed.text
+        assert (await desk.get("/v1/health")).json()["arming"]["armed"] is True
+
+
 async def test_health_counts_alerts_and_names_what_is_halted(desk: ApiDesk) -> None:
     await desk.open_account()
     await desk.ledger.tighten(None, "global", TradingState.REDUCING, "test", "drill")
@@ -87,7 +114,8 @@ async def test_every_v1_route_asks_for_a_key(desk: ApiDesk) -> None:
         asked = {part.call for part in route.dependant.dependencies}
         assert asked & {presented_key, key_with_any}, route.path
         for method in route.methods or ():
-            path = str(route.path).format(account="main", run_id="a-run", proposal_id="a-proposal")
+            names = {"run_id": "a-run", "proposal_id": "a-proposal", "product_id": "BTC-USD"}
+            path = str(route.path).format(account="main", **names)
             answer = await desk.client.request(method, path, headers={"authorization": ""})
             assert (answer.status_code, answer.json()["code"]) == (401, "NOT_AUTHENTICATED"), (method, path)
             assert answer.headers["www-authenticate"].startswith("Bearer")
