@@ -7,13 +7,14 @@ Shapes follow the Advanced Trade OpenAPI pages (docs.cdp.coinbase.com, Advanced 
 from __future__ import annotations
 
 import datetime as dt
+import uuid
 from decimal import Decimal
 from typing import Any, Final
 
 from cluster.exchange_book import Account, Book, Fees, Level, SimFill, SimOrder, State
 from cluster.exchange_history import MARKETS, Candles, Market
-from cluster.exchange_orders import Edit
-from cluster.exchange_ticket import Kind, Refusal, Ticket
+from cluster.exchange_orders import Edit, Portfolio, Preview
+from cluster.exchange_ticket import EditRefusal, Kind, Refusal, Ticket
 from strategies.model import NS_PER_S, Product
 
 Json = dict[str, Any]
@@ -133,7 +134,9 @@ def pricebook(book: Book, limit: int) -> Json:
 def product_book(book: Book, limit: int) -> Json:
     """GET /product_book."""
     increment = MARKETS[book.product_id].product.quote_increment
-    bid, ask = book.bids[0][0] * increment, book.asks[0][0] * increment
+    # A side that was bought empty this second is shown as at the mid.
+    bid = (book.bids[0][0] if book.bids else book.mid_ticks) * increment
+    ask = (book.asks[0][0] if book.asks else book.mid_ticks) * increment
     middle = (bid + ask) / 2
     return {
         "pricebook": pricebook(book, limit),
@@ -229,7 +232,7 @@ def order(entry: SimOrder, portfolio: str) -> Json:
         "side": ticket.side.value,
         "client_order_id": ticket.client_order_id,
         "status": entry.status,
-        "time_in_force": _TIME_IN_FORCE[ticket.kind],
+        "time_in_force": time_in_force(ticket.kind),
         "created_time": timestamp(entry.created_ns),
         "completion_percentage": plain(_completion(entry, ticket)),
         "filled_size": plain(filled),
@@ -243,7 +246,7 @@ def order(entry: SimOrder, portfolio: str) -> Json:
         "size_inclusive_of_fees": ticket.quote_size is not None,
         "total_value_after_fees": plain(entry.filled_value + signed_fees),
         "trigger_status": entry.trigger_status,
-        "order_type": _ORDER_TYPE.get(ticket.kind, "LIMIT"),
+        "order_type": order_type(ticket.kind),
         "reject_reason": "REJECT_REASON_UNSPECIFIED",
         "settled": not entry.state.live,
         "product_type": "SPOT",
@@ -261,6 +264,64 @@ def order(entry: SimOrder, portfolio: str) -> Json:
         "attached_order_id": "",
         "attached_order_configuration": None,
     }
+
+
+def time_in_force(kind: Kind) -> str:
+    """Coinbase's word for how long an order of the kind stands."""
+    return _TIME_IN_FORCE[kind]
+
+
+def order_type(kind: Kind) -> str:
+    """Coinbase's word for what an order of the kind is."""
+    return _ORDER_TYPE.get(kind, "LIMIT")
+
+
+def previewed(found: Preview | None, errors: tuple[str, ...]) -> Json:
+    """POST /orders/preview; ``found`` None for an order that could not even be read."""
+    body = _previewed(found)
+    body["errs"], body["warning"] = list(errors), [] if found is None else list(found.warnings)
+    return body | {
+        "is_max": False,
+        "order_margin_total": "",
+        "leverage": "1.0",
+        "long_leverage": "",
+        "short_leverage": "",
+        "preview_id": str(uuid.uuid4()),
+        "current_liquidation_buffer": "",
+        "projected_liquidation_buffer": "",
+        "max_leverage": "",
+        "pnl_configuration": None,
+    }
+
+
+def edit_previewed(found: Preview | None, refusal: EditRefusal | None) -> Json:
+    """POST /orders/edit_preview."""
+    average = "0" if found is None else plain(found.average_price)
+    return _previewed(found) | {"errors": _edit_errors(refusal), "average_filled_price": average}
+
+
+def _previewed(found: Preview | None) -> Json:
+    zero = Decimal(0)
+    names = ("order_total", "commission_total", "quote_size", "base_size", "best_bid", "best_ask", "slippage")
+    values = {name: zero if found is None else getattr(found, name) for name in names}
+    return {name: plain(value.quantize(Decimal("1e-16")).normalize()) for name, value in values.items()}
+
+
+def edited(order: SimOrder) -> Json:
+    """POST /orders/edit, accepted."""
+    return {"success": True, "success_response": {"order_id": order.order_id}, "errors": []}
+
+
+def edit_refused(refusal: EditRefusal) -> Json:
+    """POST /orders/edit, refused: HTTP 200 all the same."""
+    errors = _edit_errors(refusal)
+    return {"success": False, "error_response": errors[0], "errors": errors}
+
+
+def _edit_errors(refusal: EditRefusal | None) -> list[Json]:
+    if refusal is None:
+        return []
+    return [{"edit_failure_reason": refusal.code, "preview_failure_reason": refusal.preview}]
 
 
 def fill(entry: SimFill, portfolio: str) -> Json:
@@ -319,15 +380,67 @@ def transaction_summary(volume: Decimal, paid: Decimal, balance: Decimal, fees: 
     }
 
 
-def key_permissions(portfolio: str) -> Json:
+def key_permissions(portfolio_id: str, may_trade: bool, may_transfer: bool, kind: str) -> Json:
     """GET /key_permissions."""
     return {
         "can_view": True,
-        "can_trade": True,
-        "can_transfer": False,
-        "portfolio_uuid": portfolio,
-        "portfolio_type": "DEFAULT",
+        "can_trade": may_trade,
+        "can_transfer": may_transfer,
+        "portfolio_uuid": portfolio_id,
+        "portfolio_type": kind,
     }
+
+
+def portfolio(entry: Portfolio, kind: str) -> Json:
+    """One portfolio of GET /portfolios."""
+    return {"name": entry.name, "uuid": entry.portfolio_id, "type": kind, "deleted": False}
+
+
+def breakdown(entry: Portfolio, kind: str, rows: list[tuple[Account, Decimal]]) -> Json:
+    """GET /portfolios/{uuid}; ``rows`` are its accounts with what a unit is worth in USD."""
+    cash = sum((row.total * rate for row, rate in rows if row.currency == "USD"), Decimal(0))
+    crypto = sum((row.total * rate for row, rate in rows if row.currency != "USD"), Decimal(0))
+    return {
+        "portfolio": portfolio(entry, kind),
+        "portfolio_balances": {
+            "total_balance": _usd(cash + crypto),
+            "total_futures_balance": _usd(Decimal(0)),
+            "total_cash_equivalent_balance": _usd(cash),
+            "total_crypto_balance": _usd(crypto),
+            "futures_unrealized_pnl": _usd(Decimal(0)),
+            "perp_unrealized_pnl": _usd(Decimal(0)),
+        },
+        "spot_positions": [_position(row, rate, cash + crypto) for row, rate in rows],
+        "perp_positions": [],
+        "futures_positions": [],
+    }
+
+
+def _position(entry: Account, rate: Decimal, whole: Decimal) -> Json:
+    """Numbers here are JSON numbers, as on Coinbase. Nobody keeps what was paid for a position: cost is its worth."""
+    worth = entry.total * rate
+    return {
+        "asset": entry.currency,
+        "account_uuid": entry.uuid,
+        "total_balance_fiat": float(worth),
+        "total_balance_crypto": float(entry.total),
+        "available_to_trade_fiat": float(entry.available * rate),
+        "available_to_trade_crypto": float(entry.available),
+        "allocation": float(worth / whole) if whole else 0.0,
+        "cost_basis": _usd(worth),
+        "is_cash": entry.currency == "USD",
+        "average_entry_price": _usd(rate),
+        "unrealized_pnl": 0.0,
+    }
+
+
+def _usd(amount: Decimal) -> Json:
+    return {"value": plain(amount.quantize(Decimal("0.01"))), "currency": "USD"}
+
+
+def throttled() -> Json:
+    """The body of a 429."""
+    return {"errors": [{"id": "rate_limit_exceeded", "message": "Too many requests"}]}
 
 
 def error(code: str, message: str) -> Json:

@@ -30,13 +30,15 @@ import uvicorn
 import uvloop
 
 from cluster.exchange_book import Exchange, Fees
+from cluster.exchange_faults import Faults
 from cluster.exchange_history import DAY_S, History
 from cluster.exchange_http import Face
 from cluster.exchange_journal import Journal, JournalError
 from cluster.exchange_keys import KeyFileError, open_credentials
+from cluster.exchange_limits import RateLimits
 from cluster.exchange_wire import HttpProtocol, WebSocketProtocol
 
-_STOP_S_MAX: Final = 0.5
+_STOP_S_MAX: Final = 0.3
 _CONNECTIONS_MAX: Final = 1_000
 _MESSAGE_BYTES_MAX: Final = 65_536
 
@@ -79,7 +81,8 @@ async def _serve(options: argparse.Namespace) -> None:
     journal = Journal(options.state_dir / "journal.jsonl")
     exchange = Exchange(History(options.seed), journal, deposits, fees, time.time_ns())
     host_port = f"{options.host}:{listener.getsockname()[1]}"
-    face = Face(exchange, credentials, first_s)
+    faults, limits = Faults(options.seed), RateLimits(options.requests_per_s, options.public_requests_per_s)
+    face = Face(exchange, credentials, first_s, faults=faults, limits=limits)
     config = uvicorn.Config(
         face,
         http=HttpProtocol,
@@ -102,7 +105,7 @@ async def _serve(options: argparse.Namespace) -> None:
         loop.add_signal_handler(number, _stop, server, loop)
     _write_address(options.state_dir, host_port)
     print(f"exchange simulator (SIMULATED): https://{host_port}", flush=True)
-    running = [asyncio.create_task(_tick(exchange)), asyncio.create_task(face.hub.run())]
+    running = [asyncio.create_task(_tick(face)), asyncio.create_task(face.hub.run())]
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -111,12 +114,12 @@ async def _serve(options: argparse.Namespace) -> None:
         journal.close()
 
 
-async def _tick(exchange: Exchange) -> None:
+async def _tick(face: Face) -> None:
     """Once a second, just after it has begun, look for resting orders that the path has crossed."""
     while True:
         await asyncio.sleep(1.0 - time.time() % 1.0)
         try:
-            exchange.advance(time.time_ns())
+            face.exchange.advance(face.now_ns())
         except Exception:  # noqa: BLE001 - a loop's edge: the exchange goes on, and its log tells
             _log.exception("looking for crossed orders failed")
 
@@ -185,6 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, bps in (("taker", "60"), ("maker", "40")):
         help_text = f"{name} fee in basis points ({bps})"
         parser.add_argument(f"--{name}-fee-bps", type=_fee_bps, default=Decimal(bps), help=help_text)
+    for name, whom in (("requests-per-s", "of each key"), ("public-requests-per-s", "of each address without one")):
+        help_text = f"requests a second {whom}, 0 = any number (default %(default)s); beyond it 429"
+        parser.add_argument(f"--{name}", type=_natural, default=0, help=help_text)
     parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
     return parser
 

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 from cluster import exchange_shapes as rest
 from cluster import exchange_ws_shapes as shapes
 from cluster.exchange_book import Book, Exchange
+from cluster.exchange_faults import SPOILERS, Faults, Rule, spoil
 from cluster.exchange_history import DAY_S, MARKETS
 from cluster.exchange_keys import Credentials, Unauthorised, check_stream_token
 from cluster.exchange_wire import cut
@@ -67,6 +68,8 @@ class Session:
     sequence: int = 0
     opened_s: float = 0.0
     last_message_s: float = 0.0
+    silent_until_s: float = 0.0
+    held_back: str = ""
     outgoing: asyncio.Queue[str | Ending] = field(default_factory=lambda: asyncio.Queue(QUEUE_MAX + 1))
     ended: bool = False
 
@@ -104,17 +107,18 @@ class Hub:
         credentials: Credentials,
         first_s: int,
         clock: Callable[[], int] = time.time_ns,
-        seed: int = 0,
+        faults: Faults | None = None,
         idle_s: tuple[float, float] = IDLE_S,
     ) -> None:
         """``first_s`` is where candle history begins, ``clock`` gives nanoseconds UTC, ``idle_s`` is from and to."""
+        self.faults = faults or Faults()
         self.exchange = exchange
         self.credentials = credentials
         self.first_s = first_s
         self.clock = clock
         self.sessions: dict[int, Session] = {}
         self._idle_s = idle_s
-        self._random = random.Random(seed)  # noqa: S311 - a length of waiting, nothing secret
+        self._random = random.Random(self.faults.seed)  # noqa: S311 - a length of waiting, nothing secret
         self._numbers = itertools.count(1)
         self._began_s = time.monotonic()
         self._second = clock() // NS_PER_S
@@ -133,7 +137,7 @@ class Hub:
     ) -> None:
         """ASGI entry for one WebSocket; any path but ``/`` is refused."""
         await receive()
-        if scope["path"] != "/" or len(self.sessions) >= SESSIONS_MAX:
+        if scope["path"] != "/" or len(self.sessions) >= SESSIONS_MAX or self.faults.of_connection() is not None:
             await send({"type": "websocket.close"})
             return
         await send({"type": "websocket.accept", "headers": [(b"x-simulated", b"1")]})
@@ -201,13 +205,28 @@ class Hub:
         token = request.get("jwt")
         if token is None or token == "":
             return channel != "user" or (request["type"] == "unsubscribe" and channel in session.subscriptions)
+        given = token if isinstance(token, str) else ""
         try:
-            check_stream_token(token if isinstance(token, str) else "", self.credentials.keys, self.clock() / NS_PER_S)
+            name = check_stream_token(given, self.credentials.keys, self.clock() / NS_PER_S)
         except Unauthorised as error:
             _log.info("authentication failure on connection %s: %s", session.number, error)
             return False
-        session.portfolio = self.exchange.portfolio_id
+        wanted = self.credentials.grant(name).portfolio
+        found = [p.portfolio_id for p in self.exchange.portfolios.values() if p.name == wanted]
+        session.portfolio = found[0] if wanted and found else self.exchange.portfolio_id
         return True
+
+    def view(self) -> list[rest.Json]:
+        """The connections as they are: what each has subscribed to and how much was sent."""
+        return [
+            {
+                "connection": session.number,
+                "subscriptions": {name: list(having) for name, having in session.subscriptions.items()},
+                "messages": session.sequence,
+                "waiting": session.outgoing.qsize(),
+            }
+            for session in self.sessions.values()
+        ]
 
     # --- subscribing ---
 
@@ -217,8 +236,7 @@ class Hub:
         if channel == "heartbeats":
             having["heartbeats"] = None
         elif channel == "user":
-            # Snapshot and updates must not overlap: what is still to be told is in the snapshot already.
-            self._user_messages = [each for each in self._user_messages if each[0] != session.portfolio]
+            # What is still to be told is in the snapshot already, and told again after it: harmless, as states add up.
             having |= dict.fromkeys(names) or {session.portfolio: None}
             self._push_user_snapshot(session, names, now_ns)
         else:
@@ -244,7 +262,7 @@ class Hub:
                 event = {"type": "snapshot", "candles": self._candles(name, _SNAPSHOT_CANDLES, now_ns)[::-1]}
                 self._push(session, channel, [event], now_ns)
         if channel == "status" and names:
-            self._push(session, channel, [{"type": "snapshot", "products": shapes.status(names)}], now_ns)
+            self._push(session, channel, [{"type": "snapshot", "products": self._products(names)}], now_ns)
 
     def _push_user_snapshot(self, session: Session, names: list[str], now_ns: int) -> None:
         """Open orders in batches, oldest first; one empty batch where none is open."""
@@ -252,7 +270,7 @@ class Hub:
         orders = [
             shapes.order(order, session.portfolio)
             for order in sorted(self.exchange.open_orders.values(), key=lambda order: order.sequence)
-            if not names or order.ticket.product_id in names
+            if order.portfolio_id == session.portfolio and (not names or order.ticket.product_id in names)
         ]
         for begin in range(0, max(len(orders), 1), _SNAPSHOT_ORDERS):
             event = shapes.user_event("snapshot", orders[begin : begin + _SNAPSHOT_ORDERS])
@@ -266,7 +284,19 @@ class Hub:
     def _push_text(self, session: Session, channel: str, events: str, now_ns: int) -> None:
         head = f'{{"channel":"{channel}","timestamp":"{shapes.timestamp(now_ns)}","sequence_num":{session.sequence}'
         session.sequence += 1
-        session.put(f'{head},"events":{events}}}')
+        if session.silent_until_s > time.monotonic():
+            return
+        rule = self.faults.of_message(_ALIASES.get(channel, (channel,)), events)
+        if rule is not None and rule.fault in SPOILERS:
+            events = _spoiled(events, rule)
+        text = f'{head},"events":{events}}}'
+        if rule is None or rule.fault in SPOILERS:
+            session.put(text)
+            if session.held_back:
+                session.put(session.held_back)
+                session.held_back = ""
+        else:
+            _strike(session, rule, text)
 
     def _tell(self, subscribed: str, channel: str, product_id: str, event: rest.Json, now_ns: int) -> None:
         """Send one event to everybody who takes the product on the channel."""
@@ -278,13 +308,18 @@ class Hub:
 
     def _heard(self, event: rest.Json) -> None:
         """Note an order's state after a change, to be told when the change is on disk."""
-        order = self.exchange.orders.get(str(event.get("order_id", "")))
-        if order is None or not self.sessions:
+        if not self.sessions:
             return
         now_ns = self.clock()
+        if event["kind"] == "product":
+            name = str(event["product_id"])
+            self._tell("status", "status", name, _update("products", self._products([name])), now_ns)
+        order = self.exchange.orders.get(str(event.get("order_id", "")))
+        if order is None:
+            return
         if event["kind"] == "fill" and (trade := shapes.own_trade(order, now_ns)) is not None:
             self._tell("market_trades", "market_trades", trade["product_id"], _update("trades", [trade]), now_ns)
-        portfolio = self.exchange.portfolio_id
+        portfolio = order.portfolio_id
         if not any("user" in session.subscriptions for session in self.sessions.values()):
             return
         self._user_messages.append((portfolio, shapes.order(order, portfolio)))
@@ -358,7 +393,7 @@ class Hub:
             event = _update("tickers", [self._ticker(name, now_ns, batch=True)])
             self._tell(channel, channel, name, event, now_ns)
         elif channel == "status" and second % _STATUS_S == 0:
-            self._tell(channel, channel, name, _update("products", shapes.status([name])), now_ns)
+            self._tell(channel, channel, name, _update("products", self._products([name])), now_ns)
 
     def _refresh(self, name: str, now_ns: int) -> None:
         """Tell the product's book and ticker where the book is another than at the last time."""
@@ -384,6 +419,9 @@ class Hub:
         month = candles(name, day, now_s - 30 * DAY_S, now_s + 1, now_ns, self.first_s)
         return shapes.ticker(self.exchange.book(name, now_ns), today, before, month, batch)
 
+    def _products(self, names: list[str]) -> list[rest.Json]:
+        return [shapes.status_product(self.exchange.product(name)) for name in names]
+
     def _candles(self, name: str, count: int, now_ns: int) -> list[rest.Json]:
         five = Granularity.FIVE_MINUTE
         now_s = now_ns // NS_PER_S
@@ -397,6 +435,37 @@ class Hub:
         seconds: Iterator[int] = iter(range(newest, max(self.first_s, newest - _SNAPSHOT_TRADES), -1))
         books = (self.exchange.past_book(name, second, now_ns) for second in seconds)
         return [shapes.market_trade(rest.market_trade(book)) for book in books]
+
+
+# A channel is asked for by one name and answers by another.
+_ALIASES: Final = {"l2_data": ("l2_data", "level2")}
+
+
+def _strike(session: Session, rule: Rule, text: str) -> None:
+    """Let a fault happen to a message; see ``exchange_faults.FAULTS``."""
+    if rule.fault == "ws_duplicate":
+        session.put(text)
+        session.put(text)
+    elif rule.fault == "ws_reorder":
+        session.held_back, earlier = text, session.held_back
+        if earlier:
+            session.put(earlier)
+    elif rule.fault == "ws_gap":
+        session.sequence += int(rule.fields["numbers"]) - 1
+    elif rule.fault == "ws_silence":
+        session.silent_until_s = time.monotonic() + rule.fields["s"]
+    elif rule.fault == "ws_error":
+        session.put(json.dumps(shapes.error(rule.fields["message"])))
+        session.put(text)
+    elif rule.fault == "ws_close":
+        code = rule.fields["code"]
+        session.end(Ending(None if code == "abort" else int(code), "simulated"))
+
+
+def _spoiled(events: str, rule: Rule) -> str:
+    if rule.fault == "garbage_json":
+        return events[: len(events) // 2]
+    return json.dumps(spoil(json.loads(events), rule, MARKETS), separators=(",", ":"))
 
 
 def _update(name: str, content: list[rest.Json]) -> rest.Json:

@@ -8,13 +8,12 @@ Not verified against the venue: the closing codes, and what an order's update lo
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
 from typing import Any, Final
 
 from cluster import exchange_shapes as shapes
 from cluster.exchange_book import Book, SimOrder
 from cluster.exchange_history import MARKETS, Candles
-from strategies.model import NS_PER_S, Side
+from strategies.model import NS_PER_S, Product, Side
 
 Json = dict[str, Any]
 NO_TIME: Final = "0001-01-01T00:00:00Z"
@@ -142,26 +141,20 @@ def candles(product_id: str, series: Candles) -> list[Json]:
     return [row | {"product_id": product_id} for row in rows]
 
 
-def status(product_ids: Iterable[str]) -> list[Json]:
-    """The products of the ``status`` channel."""
-    found = []
-    for name in product_ids:
-        product = MARKETS[name].product
-        found.append(
-            {
-                "product_type": "SPOT",
-                "id": name,
-                "base_currency": product.base_currency,
-                "quote_currency": product.quote_currency,
-                "base_increment": shapes.plain(product.base_increment),
-                "quote_increment": shapes.plain(product.quote_increment),
-                "display_name": f"{product.base_currency}/{product.quote_currency}",
-                "status": product.status,
-                "status_message": "",
-                "min_market_funds": shapes.plain(product.quote_min_size),
-            }
-        )
-    return found
+def status_product(product: Product) -> Json:
+    """One product of the ``status`` channel."""
+    return {
+        "product_type": "SPOT",
+        "id": product.product_id,
+        "base_currency": product.base_currency,
+        "quote_currency": product.quote_currency,
+        "base_increment": shapes.plain(product.base_increment),
+        "quote_increment": shapes.plain(product.quote_increment),
+        "display_name": f"{product.base_currency}/{product.quote_currency}",
+        "status": product.status,
+        "status_message": "",
+        "min_market_funds": shapes.plain(product.quote_min_size),
+    }
 
 
 def order(entry: SimOrder, portfolio: str) -> Json:

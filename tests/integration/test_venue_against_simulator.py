@@ -506,8 +506,9 @@ def test_the_sdks_other_calls_work_unchanged(sdk: Any) -> None:
     assert starts == sorted(starts, reverse=True)
     with pytest.raises(requests.HTTPError, match=r"400 Client Error.*less than 350"):
         sdk.get_candles("BTC-USD", str(now_s - 351 * 60), str(now_s), "ONE_MINUTE")
+    assert [(p.type, p.name) for p in sdk.get_portfolios().portfolios] == [("DEFAULT", "Default")]
     with pytest.raises(requests.HTTPError, match="404 Client Error"):
-        sdk.get_portfolios()
+        sdk.list_payment_methods()
 
 
 # --- restarts ---

@@ -116,7 +116,7 @@ def test_public_paths_need_no_token(tmp_path: Path, path: str) -> None:
 def test_every_other_path_needs_one(tmp_path: Path) -> None:
     client = Client(tmp_path)
     private = [route for route in exchange_http._ROUTES if not route.public]
-    assert len(private) == 16
+    assert len(private) == 32
     for route in private:
         path = route.pattern.pattern.replace("\\", "").replace("([^/]+)", "x")
         assert client.send(route.method, path, b"{}")[:2] == (401, "Unauthorized\n")
@@ -137,7 +137,7 @@ def test_the_control_surface_opens_with_its_own_token_and_nothing_else_does(tmp_
         ("POST", "/healthz", 404),
         ("DELETE", PREFIX + "/orders", 404),
         ("GET", PREFIX + "/orders", 404),
-        ("GET", PREFIX + "/portfolios", 404),
+        ("GET", PREFIX + "/portfolios/nobody", 404),
         ("GET", PREFIX + "/market/products/NO-USD", 404),
         ("GET", PREFIX + "/market/products/BTC-USD/", 404),
         ("GET", PREFIX + "/orders/historical/nobody", 404),
@@ -191,11 +191,18 @@ BODIES = st.fixed_dictionaries(
         "order_configuration": st.dictionaries(st.sampled_from([*Kind, "x"]), FIELDS | JSON, max_size=2) | JSON,
         "order_ids": JSON,
         "price": JSON,
+        **dict.fromkeys(
+            ("rules", "offset_ms", "requests_per_s", "order_id", "lots", "quantity", "repeat", "size"), JSON
+        ),
+        **dict.fromkeys(("currency", "amount", "status", "is_disabled", "liquidity", "stop_price"), JSON),
     },
 )
 
 
-@given(body=BODIES | JSON, path=st.sampled_from([PREFIX + "/orders", PREFIX + "/orders/batch_cancel", "/sim/price"]))
+POSTS = [route.pattern.pattern.replace("\\", "") for route in exchange_http._ROUTES if route.method == "POST"]
+
+
+@given(body=BODIES | JSON, path=st.sampled_from(POSTS))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_breaks_it(client: Client, body: Any, path: str) -> None:
     status, answer, _ = client.send("POST", path, json.dumps(body).encode(), token=client.sim_token)
@@ -215,7 +222,7 @@ def test_no_body_breaks_it(client: Client, body: Any, path: str) -> None:
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_query_breaks_it(client: Client, path: str, query: dict[str, str]) -> None:
     path = path.replace("\\", "").replace("([^/]+)", "BTC-USD")
-    status, answer, _ = client.send("GET", path, b"", urlencode(query))
+    status, answer, _ = client.send("GET", path, b"", urlencode(query), token=client.sim_token)
     assert status in {200, 400, 404}, answer
 
 
