@@ -18,7 +18,10 @@ ProductOption = typer.Option(..., "--product", "-p", help="For example BTC-USD."
 SideOption = typer.Option(..., "--side", help="BUY or SELL.")
 QuantityOption = typer.Option(..., "--quantity", "-q", help="In base currency units, a decimal number.")
 LimitPriceOption = typer.Option(None, "--limit-price", "-l", help="Makes it a LIMIT order.")
-TimeInForceOption = typer.Option(None, "--time-in-force", help="GTC, IOC or FOK.")
+TimeInForceOption = typer.Option(None, "--time-in-force", help="GTC, GTD, IOC or FOK.")
+StopPriceOption = typer.Option(None, "--stop-price", help="Makes it a STOP_LIMIT order: the trigger.")
+BracketOption = typer.Option(False, "--bracket", help="With both prices: a BRACKET, which leaves a position.")
+EndTimeOption = typer.Option(None, "--end-time", help="Makes it GTD: when it expires, such as 2026-12-31T23:59:59Z.")
 PostOnlyOption = typer.Option(False, "--post-only", help="Only ever add liquidity.")
 StrategyOption = typer.Option("manual", "--strategy", help="The strategy the order counts for.")
 
@@ -32,6 +35,9 @@ def orders_submit(
     limit_price: str | None = LimitPriceOption,
     time_in_force: str | None = TimeInForceOption,
     post_only: bool = PostOnlyOption,
+    stop_price: str | None = StopPriceOption,
+    bracket: bool = BracketOption,
+    end_time: str | None = EndTimeOption,
     strategy: str = StrategyOption,
     account: str = AccountOption,
     client_order_id: str | None = typer.Option(None, "--id", help="Your own id; a repeat gets the first answer."),
@@ -39,7 +45,7 @@ def orders_submit(
 ) -> None:
     """Send one order through pre-trade risk to the venue."""
     body = order_body(product, side, quantity, limit_price, strategy, account, client_order_id)
-    body |= _optional(time_in_force, post_only)
+    body |= _optional(time_in_force, post_only, stop_price, end_time, bracket)
     status, answer = call("POST", "/v1/orders", json=body)
     if as_json:
         print_json(answer)
@@ -111,6 +117,28 @@ def orders_ls(
     print_table(f"orders of {account} ({load_settings().data_source})", columns, rows)
 
 
+@orders.command("amend")
+@command
+def orders_amend(
+    client_order_id: str = typer.Argument(..., help="The order's id."),
+    quantity: str = typer.Option(..., "--quantity", "-q", help="The whole quantity, what is filled included."),
+    limit_price: str = typer.Option(..., "--limit-price", "-l", help="The limit price it is to have."),
+    account: str = AccountOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Change quantity and price of an open limit order; checked as a new one, on what it adds."""
+    body = {"quantity": quantity, "limit_price": limit_price}
+    status, answer = call("PATCH", f"/v1/orders/{client_order_id}", params={"account": account}, json=body)
+    if as_json:
+        print_json(answer)
+    elif status < 300:
+        console.print(f"{client_order_id}: {answer['amend']}, reserved {answer['reserved_notional']} meanwhile")
+    else:
+        _print_problem(answer)
+    if status >= 300:
+        raise typer.Exit(FAILED)
+
+
 @orders.command("cancel")
 @command
 def orders_cancel(
@@ -152,9 +180,21 @@ def order_body(
     return body | ({"limit_price": limit_price} if limit_price else {})
 
 
-def _optional(time_in_force: str | None, post_only: bool) -> dict[str, Any]:
-    in_force = {"time_in_force": time_in_force.upper()} if time_in_force else {}
-    return in_force | ({"post_only": True} if post_only else {})
+def _optional(
+    time_in_force: str | None,
+    post_only: bool,
+    stop_price: str | None = None,
+    end_time: str | None = None,
+    bracket: bool = False,
+) -> dict[str, Any]:
+    in_force = time_in_force or ("GTD" if end_time else None)
+    found: dict[str, Any] = {"time_in_force": in_force.upper()} if in_force else {}
+    found |= {"post_only": True} if post_only else {}
+    if stop_price:
+        found |= {"stop_price": stop_price, "type": "BRACKET" if bracket else "STOP_LIMIT"}
+    elif bracket:
+        raise CommandError("--bracket: needs --stop-price and --limit-price")
+    return found | ({"end_time": end_time} if end_time else {})
 
 
 def _print_problem(answer: dict[str, Any]) -> None:

@@ -33,7 +33,10 @@ from strategies.model import (
     IncrementError,
     Order,
     OrderStatus,
+    OrderType,
     Product,
+    Side,
+    TimeInForce,
     TradingState,
     micros_exact,
 )
@@ -71,13 +74,17 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A product's best bid and ask in quote currency units, with the sizes there in base units where known."""
+    """A product's best bid and ask in quote currency units, with the sizes there in base units where known.
+
+    ``age_ms`` is how old they were when they were handed over.
+    """
 
     product: Product
     bid: Decimal
     ask: Decimal
     bid_size: Decimal | None = None
     ask_size: Decimal | None = None
+    age_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +216,25 @@ def fingerprint(order: Order) -> str:
         stop_price = None if order.stop_price is None else str(order.stop_price.normalize(EXACT))
         content += [stop_price, order.end_ns]
     return hashlib.blake2b(msgspec.json.encode(content), digest_size=16).hexdigest()
+
+
+def order_of(client_order_id: str, account: str, fields: Mapping[str, str]) -> Order:
+    """The order a ledger record stands for."""
+    return Order(
+        client_order_id=client_order_id,
+        account=account,
+        strategy=fields["strategy"],
+        product_id=fields["product"],
+        side=Side(fields["side"]),
+        type=OrderType(fields["type"]),
+        time_in_force=TimeInForce(fields["tif"]),
+        quantity=Decimal(fields["quantity"]),
+        limit_price=Decimal(fields["limit_price"]) if fields["limit_price"] else None,
+        post_only=fields["post_only"] == "1",
+        stop_price=Decimal(fields["stop_price"]) if fields.get("stop_price") else None,
+        end_ns=int(fields["end_ns"]) if fields.get("end_ns") else None,
+        reduce_only=fields.get("reduce_only") == "1",
+    )
 
 
 class Ledger:
@@ -425,7 +451,7 @@ class Ledger:
             numerator, denominator = value_scale(product)
             prices = (_increments(product.ticks, price) for price in (reference.bid, reference.ask))
             sizes = (_whole_lots(product, size) for size in (reference.bid_size, reference.ask_size))
-            numbers = (*prices, numerator, denominator, *sizes)
+            numbers = (*prices, numerator, denominator, *sizes, max(0, reference.age_ms))
             arguments += [product.product_id, *(str(number) for number in numbers)]
         if arguments:
             await self._call("tt_set_reference", account, *arguments)
@@ -494,6 +520,11 @@ class Ledger:
     async def outbox_done(self, account: str, entry_ids: Sequence[str]) -> None:
         """Remove finished entries."""
         await self._call("tt_finish_outbox", account, OUTBOX_GROUP, *entry_ids)
+
+    async def queued(self, account: str) -> set[str]:
+        """Client order ids of all entries not yet finished."""
+        entries = await self._direct("XRANGE", f"{account_base(account)}:outbox", "-", "+")
+        return {fields.get("id", "") for _, fields in entries}
 
     async def outbox_length(self, account: str) -> int:
         """Entries not yet finished."""
@@ -614,6 +645,11 @@ class Ledger:
     async def environment(self) -> str | None:
         """What these books are of: paper, sandbox or live; None where nobody has said."""
         return await self._direct("HGET", f"{DESK_BASE}:environment", "name") or None
+
+    async def opened_ns(self, account: str) -> int | None:
+        """When the books were opened, in nanoseconds UTC; None where that is not known."""
+        text = await self._direct("GET", f"{account_base(account)}:opened")
+        return None if text is None else int(text) * 1000
 
     async def tighten(
         self, account: str | None, scope: str, state: TradingState, by: str, reason: str

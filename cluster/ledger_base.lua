@@ -15,6 +15,7 @@
 --   :resting:P:SIDE  zset  id -> limit in ticks;  :dup:…  string, for as long as the same order counts as a duplicate
 --   :outbox     stream  orders and cancels on their way to the venue;  :alerts  stream, the newest 10,000
 --   :audit      stream  every verdict and change, each entry with the hash of the one before
+--   :opened     string  when the books were opened, in microseconds: what was filled before is in the opening positions
 --   :environment  hash  of the desk: name (paper, sandbox, live), armed_until_ms, armed (JSON: by whom and why)
 --   :venue_budget hash  of the desk: public, private -> when the next request to the venue is due, in microseconds
 --   :approvals  hash    id -> JSON, what waits for a second person;  :override:FINGERPRINT  string, the id of an approved

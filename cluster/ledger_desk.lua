@@ -612,6 +612,7 @@ local function open_account(keys, args)
   audit(ctx, 'OPENED', 'account', args[1], { cash = args[2], positions = opening })
   end_mark(ctx, mark)
   finish(ctx)
+  redis.call('SET', base .. ':opened', text(ctx.us))
   return 'OPENED'
 end
 

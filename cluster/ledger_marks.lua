@@ -279,13 +279,14 @@ end
 
 local MARK_NAMES = indexed({ 'seq', 'head', 'cash', 'a|value', 'a|gross', 'a|pnl', 'a|equity', 'a|peak', 'a|day' })
 
--- ARGV: product, bid, ask, num, den, bid_lots, ask_lots … (integers; sizes 0 = not known). The age counts from this
--- server's clock. A locked or crossed book is kept: it denies, and a crossed one halts the product.
+-- ARGV: product, bid, ask, num, den, bid_lots, ask_lots, age_ms … (integers; sizes 0 = not known). The age goes on
+-- from there by this server's clock. A locked or crossed book is kept: it denies, and a crossed one halts the product.
 local function set_reference(keys, args)
   local base, quoted, products, flat = keys[1], {}, {}, {}
-  for i = 1, #args, 7 do
+  for i = 1, #args, 8 do
     local ref = { bid = positive(args[i + 1]), ask = positive(args[i + 2]), num = positive(args[i + 3]),
-      den = positive(args[i + 4]), bid_lots = integer(args[i + 5]), ask_lots = integer(args[i + 6]) }
+      den = positive(args[i + 4]), bid_lots = integer(args[i + 5]), ask_lots = integer(args[i + 6]),
+      age_ms = integer(args[i + 7]) }
     products[args[i]] = ref
     quoted[#quoted + 1] = args[i]
   end
@@ -299,7 +300,7 @@ local function set_reference(keys, args)
   local before, changed, crossed = redis.call('HMGET', base .. ':reference', unpack(quoted)), {}, {}
   for i, product in ipairs(quoted) do
     local ref, old = products[product], before[i] and reference_in(before[i])
-    ref.set_ms = now_ms
+    ref.set_ms = now_ms - ref.age_ms
     local moved = volatility(ref, old, mark.limits.of('product|' .. product), now_ms)
     if moved then
       alert(ctx, 'HARD', 'VOLATILITY_HALT', 'product|' .. product, text(moved), '', 'the price moved too fast')

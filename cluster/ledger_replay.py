@@ -35,6 +35,7 @@ NOT_IN_THE_LOG: Final[Mapping[str, str]] = {
     ":order venue_order_id": "learnt with every answer of the venue; an entry is written where the status changes",
     ":outbox": "what is on its way to the venue now; its consumers, not the books, decide how far it is",
     ":alerts": "repeats what is in the entries, and only the newest are kept",
+    ":opened": "the time of the OPENED entry; what reads it reads nothing else of the log",
     ":venue_budget": "when the next request to the venue is due; it is over in a minute",
     ":dup": "lives for milliseconds after an order",
     ":override": "where an approved override is found until it ends; all it says is in the proposal",

@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.json_schema import models_json_schema
 
 from cluster.api_keys import READ, TRADE, ApiKey
-from cluster.risk import OrderRequest
+from cluster.risk import AmendRequest, OrderRequest
 from serve_apps.api_access import presented_key
 from serve_apps.api_problems import PROBLEM_SCHEMA, problems
 from serve_apps.api_shapes import Decimals, Nanoseconds, Shape
@@ -75,6 +75,19 @@ _ORDER_BODY: Final = {
 }
 
 
+_AMEND_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/AmendRequest"},
+                "example": {"quantity": "0.02", "limit_price": "59000.00"},
+            }
+        },
+    }
+}
+
+
 class DenialView(Shape):
     """One rule an order broke, or (as a warning) one soft level it passed."""
 
@@ -130,6 +143,13 @@ class WouldBeDenied(Shape):
     warnings: list[DenialView]
 
 
+class AmendingTo(Shape):
+    """What an order is to be."""
+
+    quantity: Decimals
+    limit_price: Decimals
+
+
 class OrderView(Shape):
     """An order; what a denied one never had is left out."""
 
@@ -142,6 +162,8 @@ class OrderView(Shape):
     time_in_force: TimeInForce
     quantity: Decimals
     limit_price: Decimals | None
+    stop_price: Decimals | None = Field(default=None, description="the trigger of STOP_LIMIT and BRACKET")
+    end_ns: Nanoseconds | None = Field(default=None, description="when a GTD order expires")
     created_ns: Nanoseconds
     venue_order_id: str | None
     reason: str | None = Field(description="why it ended, where that needs a word")
@@ -154,6 +176,21 @@ class OrderView(Shape):
     filled_value: Decimals | None = None
     filled_quantity: Decimals | None = None
     average_price: Decimals | None = None
+    amending_to: AmendingTo | None = Field(default=None, description="an amendment the venue has not answered yet")
+
+
+class OrderAmend(Shape):
+    """The venue is being asked to amend the order; the larger of old and new is reserved until it has answered."""
+
+    client_order_id: str
+    account: str = Field(examples=["main"])
+    verdict: Literal["ACCEPTED"]
+    amend: Literal["REQUESTED", "ALREADY"]
+    quantity: Decimals
+    limit_price: Decimals
+    reserved_notional: Decimals
+    reserved_cash: Decimals
+    warnings: list[DenialView] = Field(default=[], description="soft levels passed; left out where there are none")
 
 
 class OrderCancel(Shape):
@@ -221,6 +258,29 @@ async def cancel_order(_: _Trader, account: _Account, client_order_id: _OrderId)
     raise NotImplementedError
 
 
+@orders_router.patch(
+    "/{client_order_id}",
+    openapi_extra=_AMEND_BODY,
+    responses={
+        **problems(
+            400,
+            404,
+            _422="denied: AMEND_TYPE, AMEND_NOT_OPEN, AMEND_PENDING, AMEND_BELOW_FILLED, or any rule of an order",
+            _429="RATE_LIMIT or MSG_RATE: nothing is recorded",
+            _503=_NOT_NOW,
+        ),
+        202: {"model": OrderAmend, "description": "The venue is being asked."},
+    },
+)
+async def amend_order(_: _Trader, account: _Account, client_order_id: _OrderId) -> OrderAmend:
+    """Change quantity (the whole, filled part included) and limit price of a LIMIT order that is GTC.
+
+    Decided as a new order in place of what is open of the old one. The order keeps its id; the same again is answered
+    as before.
+    """
+    raise NotImplementedError
+
+
 def describe(app: FastAPI) -> None:
     """Let ``app`` serve the whole document."""
 
@@ -255,7 +315,9 @@ def _schemas() -> dict[str, Any]:
     _, bodies = models_json_schema(
         [(SweepSubmission, "validation"), (BacktestSubmission, "validation")], ref_template=_REFERENCE
     )
-    _, orders = msgspec.json.schema_components([OrderRequest], ref_template=_REFERENCE.replace("model", "name"))
+    _, orders = msgspec.json.schema_components(
+        [OrderRequest, AmendRequest], ref_template=_REFERENCE.replace("model", "name")
+    )
     return {"Problem": PROBLEM_SCHEMA, **bodies["$defs"], **_portable(orders)}
 
 

@@ -3,65 +3,57 @@
 Exactly one execution service writes for an account: it claims a new epoch when it starts, and the ledger refuses
 whoever holds an older one. Every loop ends with an error rather than limping on; the health check then fails and
 Serve starts a new replica, which claims, reconciles and goes on.
+
+Its parts: ``carrying`` (outbox to venue), ``settling`` (venue to ledger), ``live_state`` (the channels), and
+``cluster.reconcile`` (whether both sides agree).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import sys
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from decimal import ROUND_FLOOR, Decimal
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from typing import Any, Final
 
 from ray import serve
 
 from cluster.anchors import AnchorError, Anchors, BooksLost
 from cluster.audit_log import AuditMoved
-from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, OutboxEntry, Reference, StaleEpoch
+from cluster.clock_check import Clock, HostClock, compare_clocks
+from cluster.ledger import EnvironmentMixed, Ledger, LedgerError, LedgerUnavailable, Snapshot, StaleEpoch
 from cluster.limit_records import account_records, calendar_record, desk_records
-from cluster.venue import (
-    Venue,
-    VenueError,
-    VenueOrder,
-    VenueRejected,
-    VenueThrottled,
-    VenueUnauthorised,
-    VenueUnavailable,
-    VenueUnknown,
-)
+from cluster.reconcile import Comparison, compare
+from cluster.venue import EndpointError, Venue, VenueError, VenueOrder, VenueUnavailable, check_key
 from cluster.venue_endpoint import configured_endpoint
+from cluster.venue_stream import VenueStream
 from conf.limits import LimitsFile, load_limits
 from conf.settings import ExecutionSettings, load_secrets, load_settings
-from strategies.model import (
-    NS_PER_S,
-    TERMINAL,
-    Order,
-    OrderStatus,
-    OrderType,
-    Product,
-    Side,
-    TimeInForce,
-    micros_exact,
-)
+from serve_apps.carrying import Carrier
+from serve_apps.execution_context import Ask, ExecutionContext, VenueThreads
+from serve_apps.live_state import LiveState, Stream, heard_or_later
+from serve_apps.settling import Settler
+from strategies.model import TradingState, micros_exact
 
-CONSUMER: Final = "execution"
-SENDING_AT_ONCE: Final = 16
-OUTBOX_WAIT_MS: Final = 500
 START_BACKOFF_S: Final = 1.0
 # Lost books stay lost until somebody decides what to do; asking more often would only fill the log.
 LOST_BACKOFF_S: Final = 10.0
 ANCHOR_INTERVAL_S: Final = 60.0
 ARCHIVE_INTERVAL_S: Final = 3600.0
 # A request that was sent may still be on its way to the venue; only after this long does "not found" mean "never came".
-SETTLED_S: Final = 15.0
-# Fills are read from a little before the newest one known, because the venue may list them late and out of order.
-FILL_OVERLAP_NS: Final = 120 * NS_PER_S
-# An order of ours was never created at the venue before it was reserved here, give or take the clocks.
-CLOCK_MARGIN_NS: Final = 60 * NS_PER_S
+# The venue's own time-out for a request is shorter.
+SETTLED_S: Final = 6.0
+# While the channels speak, everything is looked at anew only this often.
+SETTLE_ALL_S: Final = 5.0
+# A difference is looked at again before it counts: the venue's lists are not all of one instant.
+RECONCILE_TRIES: Final = 4
+RECONCILE_AGAIN_S: Final = 1.0
+EMPTY_INTERVAL_S: Final = 1.0
+# A token of ours begins "now" by our clock, and the venue refuses one that has not begun (control 50: one second).
+CLOCK_SKEW_S_MAX: Final = 1.0
+CHANNELS: Final = ("user", "ticker")
 
 logger = logging.getLogger("ray.serve")
 
@@ -70,9 +62,23 @@ class Execution:
     """Carries one account's orders to the venue and brings back what became of them."""
 
     def __init__(
-        self, ledger: Ledger, venue: Venue, limits: LimitsFile, settings: ExecutionSettings, anchors: Anchors
+        self,
+        ledger: Ledger,
+        venue: Venue,
+        limits: LimitsFile,
+        settings: ExecutionSettings,
+        anchors: Anchors,
+        *,
+        ask: Ask | None = None,
+        clock: Clock | None = None,
+        stream: Callable[[list[str]], Stream] | None = None,
+        allow_transfer_key: bool = False,
     ) -> None:
-        """Work for ``settings.account``, which is one of ``limits``."""
+        """Work for ``settings.account``, which is one of ``limits``.
+
+        ``ask(call, *arguments)`` awaits a synchronous call of the venue (on threads of its own where none is given),
+        ``clock`` tells the time, and ``stream(product_ids)`` makes what is listened to; without one nothing is.
+        """
         self._ledger = ledger
         self._anchors = anchors
         self._venue = venue
@@ -80,46 +86,62 @@ class Execution:
         self._limits = limits.accounts[settings.account]
         self._settings = settings
         self._account = settings.account
-        self._products: dict[str, Product] = {}
-        self._epoch = 0
-        self._newest_fill_ns = 0
-        # Orders whose every attempt so far surely did not reach the venue: they may be sent without asking first.
-        self._never_reached: set[str] = set()
+        self._threads = VenueThreads() if ask is None else None
+        self._ask: Ask = ask or self._threads  # type: ignore[assignment]
+        self._clock = clock or HostClock()
+        self._make_stream = stream
+        self._allow_transfer_key = allow_transfer_key
+        self._context = ExecutionContext(
+            ledger, venue, settings.account, settings, self._ask, self._clock, settled_s=SETTLED_S
+        )
         self._wake = asyncio.Event()
-        self._counts = {"submitted": 0, "filled": 0, "rejected": 0, "cancelled": 0, "unknown": 0}
+        self._live = LiveState(self._context, self._wake.set)
+        self._settler = Settler(self._context)
+        self._carrier = Carrier(self._context, self._told)
         self._reconciled_at = float("-inf")
-        # Calls the venue has failed since the ledger was last told.
-        self._venue_failures = 0
+        # The scopes whose orders the venue has shown to be gone since they were to be cancelled.
+        self._emptied: set[str] = set()
 
     async def run(self) -> None:
         """Start up, then work until something that must not be ignored happens (it is raised)."""
-        await self._start()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._every(self._settings.reference_interval_s, self._refresh_references))
-            group.create_task(self._every(self._settings.reference_interval_s, self._beat))
-            group.create_task(self._every(self._settings.reference_interval_s, self._watch))
-            group.create_task(self._every(self._settings.reconcile_interval_s, self._reconcile_again))
-            group.create_task(self._every(ANCHOR_INTERVAL_S, self._anchor))
-            group.create_task(self._every(ARCHIVE_INTERVAL_S, self._archive))
-            group.create_task(self._work_outbox())
-            group.create_task(self._follow_orders())
+        try:
+            await self._start()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._every(self._settings.reference_interval_s, self._refresh_references))
+                group.create_task(self._every(self._settings.reference_interval_s, self._beat))
+                group.create_task(self._every(self._settings.reference_interval_s, self._watch))
+                group.create_task(self._every(self._settings.reconcile_interval_s, self._reconcile_again))
+                group.create_task(self._every(EMPTY_INTERVAL_S, self._empty_again))
+                group.create_task(self._every(ANCHOR_INTERVAL_S, self._anchor))
+                group.create_task(self._every(ARCHIVE_INTERVAL_S, self._archive))
+                group.create_task(self._carrier.run())
+                group.create_task(self._follow_orders())
+                if self._make_stream is not None:
+                    group.create_task(self._listen(self._make_stream(sorted(self._limits.products))))
+        finally:
+            if self._threads is not None:
+                self._threads.close()
 
     async def _start(self) -> None:
         """Products, limits, opening balances, prices; then reconcile, and only then take orders.
 
-        Raises ``BooksLost`` where the ledger has forgotten what it once knew: nobody may trade on what is left.
+        Raises ``BooksLost`` where the ledger has forgotten what it once knew: nobody may trade on what is left;
+        ``EnvironmentMixed`` and ``EndpointError`` where these books, this key and this venue do not belong together.
         """
         await self._require_books()
-        self._epoch = await self._ledger.claim(self._account, "execution")
-        products = await asyncio.to_thread(self._venue.products)
-        self._products = {product.product_id: product for product in products}
+        await self._ledger.bind_environment(self._venue.endpoint.environment, "execution")
+        await self._ask(check_key, self._venue, self._allow_transfer_key)
+        context = self._context
+        context.epoch = await self._ledger.claim(self._account, "execution")
+        products = await self._ask(self._venue.products)
+        context.products = {product.product_id: product for product in products}
         await self._ledger.set_products(products)
         await self._set_limits()
-        await self._set_references()
+        await self._live.set_references(sorted(self._limits.products))
         await self._open_account()
         await self._ledger.outbox_open(self._account)
         await self.reconcile()
-        await self._ledger.admit(self._account, self._epoch)
+        await self._ledger.admit(self._account, context.epoch)
         await self._anchor()
         await self._beat()
 
@@ -145,7 +167,7 @@ class Execution:
     async def _set_limits(self) -> None:
         """Limits of the file, where the file has changed since: what is looser then waits for a second person."""
         calendar = calendar_record(self._file)
-        own = account_records(self._limits, self._products, calendar)
+        own = account_records(self._limits, self._context.products, calendar)
         for account, records in ((None, desk_records(self._file)), (self._account, own)):
             # The calendar names the offsets of the years ahead and changes with the date, not with the file.
             lines = sorted(f"{scope} {record}" for scope, record in records.items() if record != calendar)
@@ -157,214 +179,145 @@ class Execution:
 
     async def _watch(self) -> None:
         """Tell the ledger how the venue does; a server that takes no orders yet (it is a new one) is reconciled."""
-        failures, self._venue_failures = self._venue_failures, 0
+        context = self._context
+        failures, context.venue_failures = context.venue_failures, 0
         if failures:
-            await self._ledger.venue_errors(self._account, self._epoch, failures)
-        if "NOT_ADMITTED" in await self._ledger.watch(self._account, self._epoch):
+            await self._ledger.venue_errors(self._account, context.epoch, failures)
+        if "NOT_ADMITTED" in await self._ledger.watch(self._account, context.epoch):
             await self._require_books()
             try:
                 await self.reconcile()
             except VenueError as error:
-                self._failed("not reconciled", error)
+                context.failed("not reconciled", error)
             else:
-                await self._ledger.admit(self._account, self._epoch)
+                await self._ledger.admit(self._account, context.epoch)
 
-    async def reconcile(self) -> None:
-        """Bring the ledger to what the venue says of every order open here; the same at start and in service."""
-        self._newest_fill_ns = 0
-        await self._settle_open_orders()
-        self._reconciled_at = time.monotonic()
+    # -- agreement -----------------------------------------------------------------------------------------------------
+
+    async def reconcile(self) -> Comparison:
+        """Bring the ledger to what the venue says, then hold one against the other; at start and in service.
+
+        What differs and is not explained, however often one looks, halts the account. Raises ``VenueError``.
+        """
+        for attempt in range(RECONCILE_TRIES):
+            if attempt:
+                await asyncio.sleep(RECONCILE_AGAIN_S)
+            await self._settler.settle()
+            await self._settler.sweep()
+            found = await compare(self._ledger, self._venue, self._account, self._ask)
+            if not found.breaks and not found.explained:
+                break
+        if found.breaks:
+            logger.error("the books of %s and the venue differ: %s", self._account, "; ".join(found.breaks))
+            await self._ledger.recon_break(self._account, self._context.epoch, found.breaks)
+        await self._ledger.beat(f"reconcile|{self._account}", found.view())
+        await self._check_clocks()
+        self._reconciled_at = self._clock.monotonic_s()
+        return found
+
+    async def _check_clocks(self) -> None:
+        """Clocks that differ are not believed: only reducing orders pass until a person has put them right."""
+        clocks = await compare_clocks(self._venue.server_time_ns, self._ledger, self._ask, self._clock)
+        skew = clocks.beyond(CLOCK_SKEW_S_MAX)
+        if skew is not None:
+            logger.error("the clocks differ: %s", skew)
+            reason = f"CLOCK_SKEW: {skew}"
+            await self._ledger.tighten(self._account, "account", TradingState.REDUCING, "execution", reason)
 
     async def _reconcile_again(self) -> None:
         try:
             await self.reconcile()
         except VenueError as error:
-            self._failed("not reconciled", error)
+            self._context.failed("not reconciled", error)
         for account in (self._account, None):
             if differences := await self._ledger.prove(account):
                 logger.error("%d figures of the books of %s do not add up: halted", differences, account or "the desk")
 
-    def _failed(self, what: str, error: VenueError) -> None:
-        # A rejection is an answer; everything else says that the venue is not well.
-        self._venue_failures += not isinstance(error, VenueRejected)
-        logger.warning("%s: %s", what, error)
+    # -- orders that change --------------------------------------------------------------------------------------------
 
-    # -- outbox --------------------------------------------------------------------------------------------------------
+    def _told(self) -> None:
+        """The venue has heard of something. Where its channel tells what becomes of it, nothing need be asked."""
+        if not self._live.heard:
+            self._wake.set()
 
-    async def _work_outbox(self) -> None:
-        """Carry entries as they come, a bounded number at once; one that the venue keeps waiting holds up no other."""
-        gate = asyncio.Semaphore(SENDING_AT_ONCE)
-
-        async def carry(entry: OutboxEntry) -> None:
-            try:
-                await self._carry(entry)
-            finally:
-                gate.release()
-
-        async with asyncio.TaskGroup() as group:
-            # What was given to the one before us. Much of it may have to wait until it is settled what that one did
-            # with it; it keeps its reservation meanwhile, so neither new orders nor the gate need wait for it.
-            for entry in await self._ledger.outbox_read(self._account, CONSUMER, "0", 10_000):
-                group.create_task(self._carry(entry))
-            while True:
-                for entry in await self._ledger.outbox_read(self._account, CONSUMER, ">", 64, OUTBOX_WAIT_MS):
-                    await gate.acquire()
-                    group.create_task(carry(entry))
-
-    async def _carry(self, entry: OutboxEntry) -> None:
-        """Do what one entry asks, again and again while the venue surely has not done it, then remove it."""
-        backoff_s = 0.2
-        while not await self._carried(entry):
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(backoff_s * 2, 5.0)
-        await self._ledger.outbox_done(self._account, [entry.entry_id])
-        self._wake.set()
-
-    async def _carried(self, entry: OutboxEntry) -> bool:
-        fields = await self._ledger.order(self._account, entry.client_order_id)
-        if fields is None or OrderStatus(fields["status"]) in TERMINAL:
-            return True
-        if entry.kind == "CANCEL":
-            return await self._cancel(fields)
-        first, status = await self._ledger.mark_sent(self._account, self._epoch, entry.client_order_id)
-        if not first and status != OrderStatus.SENT:
-            return True
-        again = not first and entry.client_order_id not in self._never_reached
-        if again and time.time() - int(fields["changed_us"]) / 1e6 < SETTLED_S:
-            # An attempt before us may still be on its way; sending now could make it two.
-            return False
-        return await self._submit(order_of(entry.client_order_id, self._account, fields), again)
-
-    async def _submit(self, order: Order, again: bool) -> bool:
-        """Send one order. ``again``: an earlier attempt may have reached the venue, so it is asked first."""
-        order_id = order.client_order_id
+    async def _listen(self, stream: Stream) -> None:
         try:
-            known = await asyncio.to_thread(self._venue.order_by_client_id, order_id) if again else None
-            venue_order_id = known.venue_order_id if known else await asyncio.to_thread(self._venue.create_order, order)
-        except VenueRejected as error:
-            await self._ledger.release(self._account, self._epoch, order_id, OrderStatus.REJECTED, str(error))
-            self._counts["rejected"] += 1
-            return True
-        except VenueUnknown as error:
-            self._failed(f"no answer about order {order_id}", error)
-            await self._ledger.ack(self._account, self._epoch, order_id, OrderStatus.UNKNOWN)
-            self._counts["unknown"] += 1
-            return True
-        except (VenueUnavailable, VenueThrottled, VenueUnauthorised) as error:
-            self._failed(f"order {order_id} has not reached the venue yet", error)
-            self._never_reached.add(order_id)
-            return False
-        await self._ledger.ack(self._account, self._epoch, order_id, OrderStatus.OPEN, venue_order_id)
-        self._never_reached.discard(order_id)
-        self._counts["submitted"] += 1
-        return True
-
-    async def _cancel(self, fields: Mapping[str, str]) -> bool:
-        venue_order_id = fields.get("venue_order_id")
-        if not venue_order_id:
-            # Not acknowledged yet: the answer is on its way, or the settling of UNKNOWN orders will end it.
-            return False
-        try:
-            await asyncio.to_thread(self._venue.cancel, [venue_order_id])
-        except VenueError as error:
-            self._failed(f"cancel of {venue_order_id} has not reached the venue yet", error)
-            return isinstance(error, VenueRejected)
-        return True
-
-    # -- what the venue says -------------------------------------------------------------------------------------------
+            await self._live.listen(stream)
+        finally:
+            await stream.close()
 
     async def _follow_orders(self) -> None:
+        """Settle what the channel tells at once; what it may not have told, every few seconds or as it is polled."""
+        settled_at = self._clock.monotonic_s()
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._settings.poll_interval_s)
-            self._wake.clear()
+            rhythm_s = SETTLE_ALL_S if self._live.heard else self._settings.poll_interval_s
+            await heard_or_later(self._wake, max(0.0, settled_at + rhythm_s - self._clock.monotonic_s()))
+            updates, resync = self._live.take()
+            due = resync or not self._live.heard or self._clock.monotonic_s() - settled_at >= SETTLE_ALL_S
             try:
-                await self._settle_open_orders()
+                await self._settler.settle_changed(updates)
+                if due:
+                    await self._settler.settle(thorough=resync)
+                    settled_at = self._clock.monotonic_s()
             except VenueError as error:
                 # Reservations stay as they are until the venue answers again; the next round asks anew.
-                self._failed("the venue's orders and fills could not be read", error)
+                self._context.failed("the venue's orders and fills could not be read", error)
+                self._live.give_back(updates, resync)
+                await asyncio.sleep(self._settings.poll_interval_s)
 
-    async def _settle_open_orders(self) -> None:
-        """Fills first, then endings: a reservation is freed only when every fill it stood for is booked."""
-        ours = [f for f in await self._ledger.open_orders(self._account) if f["status"] != OrderStatus.RESERVED]
-        if not ours:
+    # -- cancel-all ----------------------------------------------------------------------------------------------------
+
+    async def _empty_again(self) -> None:
+        """Of every scope that is to be emptied: cancel what the venue itself lists, until it lists nothing."""
+        snapshot = await self._ledger.snapshot(self._account)
+        scopes = {scope for scope in _states(snapshot) if _states(snapshot)[scope] == TradingState.CANCEL_ALL}
+        self._emptied &= scopes
+        for scope in sorted(scopes - self._emptied):
+            try:
+                await self._empty(scope)
+            except VenueError as error:
+                self._context.failed(f"the orders of {scope} are not all cancelled yet", error)
+
+    async def _empty(self, scope: str) -> None:
+        """One round of cancels; when there is nothing left and nothing on its way, that is noted in the audit."""
+        theirs: list[VenueOrder] = await self._ask(self._venue.open_orders)
+        records = {f["client_order_id"]: f for f in await self._ledger.open_orders(self._account)}
+        covered = [order for order in theirs if _covers(scope, order, records.get(order.client_order_id))]
+        if covered:
+            logger.warning("%d orders of %s are cancelled at the venue", len(covered), scope)
+            await self._ask(self._venue.cancel, [order.venue_order_id for order in covered])
             return
-        since_ns = min(int(fields["created_us"]) for fields in ours) * 1000 - CLOCK_MARGIN_NS
-        listed = await asyncio.to_thread(self._venue.orders, None, None, since_ns)
-        theirs = {order.client_order_id: order for order in listed}
-        await self._book_fills(max(since_ns, self._newest_fill_ns - FILL_OVERLAP_NS))
-        for fields in ours:
-            await self._settle(fields, theirs.get(fields["client_order_id"]))
-
-    async def _book_fills(self, since_ns: int) -> None:
-        for fill in await asyncio.to_thread(self._venue.fills, None, since_ns):
-            product = self._products[fill.product_id]
-            outcome, _ = await self._ledger.fill(self._account, self._epoch, fill, product)
-            self._newest_fill_ns = max(self._newest_fill_ns, fill.ts_ns)
-            self._counts["filled"] += outcome == "APPLIED"
-            if outcome == "NOT_FOUND":
-                logger.error("fill %s belongs to an order the ledger does not know: %s", fill.trade_id, fill)
-
-    async def _settle(self, fields: Mapping[str, str], theirs: VenueOrder | None) -> None:
-        order_id, status = fields["client_order_id"], OrderStatus(fields["status"])
-        if theirs is None:
-            age_s = time.time() - int(fields["changed_us"]) / 1e6
-            if status in {OrderStatus.SENT, OrderStatus.UNKNOWN} and age_s > SETTLED_S:
-                await self._settle_missing(order_id, status)
-            return
-        if status in {OrderStatus.SENT, OrderStatus.UNKNOWN}:
-            await self._ledger.ack(self._account, self._epoch, order_id, OrderStatus.OPEN, theirs.venue_order_id)
-        if theirs.status in TERMINAL and theirs.status is not OrderStatus.FILLED:
-            booked = await self._ledger.order(self._account, order_id) or {}
-            product = self._products[theirs.product_id]
-            if int(booked.get("filled_lots", "0")) >= product.lots(theirs.filled_quantity):
-                reason = theirs.reject_reason or "ended by the venue"
-                done, _ = await self._ledger.release(self._account, self._epoch, order_id, theirs.status, reason)
-                self._counts["cancelled"] += done
-
-    async def _settle_missing(self, order_id: str, status: OrderStatus) -> None:
-        """The venue does not list an order that was sent: ask for it by our id before its reservation is freed."""
-        found = await asyncio.to_thread(self._venue.order_by_client_id, order_id)
-        if found is None and status is OrderStatus.UNKNOWN:
-            reason = "the venue gave no answer and does not know the order"
-            await self._ledger.release(self._account, self._epoch, order_id, OrderStatus.REJECTED, reason)
-            self._counts["rejected"] += 1
-        elif found is not None:
-            await self._ledger.ack(self._account, self._epoch, order_id, OrderStatus.OPEN, found.venue_order_id)
+        under_way = [f for f in records.values() if f["status"] in {"SENT", "UNKNOWN"} and _covered(scope, f)]
+        if not under_way:
+            figures = {"listed": len(theirs), "covered": 0, "under_way": 0}
+            await self._ledger.emptied(self._account, self._context.epoch, scope, figures)
+            self._emptied.add(scope)
 
     # -- account and prices --------------------------------------------------------------------------------------------
 
     async def _refresh_references(self) -> None:
         try:
-            await self._set_references()
+            await self._live.set_references(sorted(self._limits.products))
         except VenueError as error:
             # Prices then grow old, and the ledger denies what it cannot value: nothing more is needed here.
-            self._failed("no reference prices", error)
-
-    async def _set_references(self) -> None:
-        quotes = await asyncio.to_thread(self._venue.best_bid_ask, sorted(self._limits.products))
-        references = []
-        for q in quotes:
-            if (product := self._products.get(q.product_id)) is not None and min(q.bid, q.ask) > 0:
-                # A price between two ticks (an increment that has just changed) is widened, not a reason to stop.
-                bid, ask = _down(q.bid, product.quote_increment), -_down(-q.ask, product.quote_increment)
-                references.append(Reference(product, bid, ask, q.bid_size, q.ask_size))
-        await self._ledger.set_references(self._account, [item for item in references if item.bid > 0])
+            self._context.failed("no reference prices", error)
 
     async def _open_account(self) -> None:
-        balances = {b.currency: b.available + b.hold for b in await asyncio.to_thread(self._venue.accounts)}
+        balances = {b.currency: b.available + b.hold for b in await self._ask(self._venue.accounts)}
         references = (await self._ledger.snapshot(self._account)).reference
+        products = self._context.products
         positions: dict[str, tuple[int, int]] = {}
         for product_id in self._limits.products:
-            product = self._products[product_id]
-            held = balances.get(product.base_currency, Decimal(0))
+            product = products[product_id]
+            # Two products of one currency (BTC-USD, BTC-EUR) share what is held; it is booked once.
+            held = balances.pop(product.base_currency, Decimal(0))
             lots = int(held // product.base_increment)
             if lots and product_id not in references:
                 raise VenueUnavailable(f"no price of {product_id}, so the opening position cannot be valued")
             if lots:
                 bid = product.price(int(references[product_id].split()[0]))
                 positions[product_id] = (lots, micros_exact(product.quantity(lots) * bid))
-        cash = balances.get(next(iter(self._products.values())).quote_currency, Decimal(0))
+        cash = balances.get(next(iter(products.values())).quote_currency, Decimal(0))
         await self._ledger.open_account(self._account, micros_exact(cash), positions, "execution")
 
     async def _beat(self) -> None:
@@ -372,10 +325,12 @@ class Execution:
             "execution",
             {
                 "account": self._account,
-                "epoch": self._epoch,
-                "reconciled_s_ago": round(time.monotonic() - self._reconciled_at, 1),
+                "epoch": self._context.epoch,
+                "reconciled_s_ago": round(self._clock.monotonic_s() - self._reconciled_at, 1),
                 "outbox": await self._ledger.outbox_length(self._account),
-                **self._counts,
+                "channel": "heard" if self._live.heard else "polled",
+                "channel_lost": self._live.lost,
+                **self._context.counts,
             },
         )
 
@@ -385,24 +340,21 @@ class Execution:
             await work()
 
 
-def order_of(client_order_id: str, account: str, fields: Mapping[str, str]) -> Order:
-    """The order a ledger record stands for."""
-    return Order(
-        client_order_id=client_order_id,
-        account=account,
-        strategy=fields["strategy"],
-        product_id=fields["product"],
-        side=Side(fields["side"]),
-        type=OrderType(fields["type"]),
-        time_in_force=TimeInForce(fields["tif"]),
-        quantity=Decimal(fields["quantity"]),
-        limit_price=Decimal(fields["limit_price"]) if fields["limit_price"] else None,
-        post_only=fields["post_only"] == "1",
-    )
+def _states(snapshot: Snapshot) -> dict[str, str]:
+    """Every scope's own trading state, the desk's ``global`` too."""
+    found = snapshot.desk_state | snapshot.state
+    return {scope: state for scope, state in found.items() if not scope.startswith("cause|") and scope != "epoch"}
 
 
-def _down(price: Decimal, increment: Decimal) -> Decimal:
-    return (price / increment).to_integral_value(ROUND_FLOOR) * increment
+def _covers(scope: str, order: VenueOrder, fields: dict[str, str] | None) -> bool:
+    """Whether an order that the venue lists is of a scope; one the ledger does not know is of its product only."""
+    if scope in {"global", "account"} or scope == f"product|{order.product_id}":
+        return True
+    return fields is not None and _covered(scope, fields)
+
+
+def _covered(scope: str, fields: dict[str, str]) -> bool:
+    return scope in {"global", "account", f"strategy|{fields['strategy']}", f"product|{fields['product']}"}
 
 
 async def supervise(make: Callable[[], Execution]) -> None:
@@ -412,7 +364,7 @@ async def supervise(make: Callable[[], Execution]) -> None:
             await make().run()
         except* StaleEpoch:
             raise
-        except* (BooksLost, AnchorError) as group:
+        except* (BooksLost, AnchorError, EnvironmentMixed, EndpointError) as group:
             logger.error("nothing is executed: %s", "; ".join(map(str, group.exceptions)))  # noqa: TRY400
             await asyncio.sleep(LOST_BACKOFF_S)
         except* (LedgerUnavailable, LedgerError, VenueError, AuditMoved):
@@ -438,8 +390,16 @@ class ExecutionService:
 
         def make() -> Execution:
             # The simulator's key may come after us, so the venue is made anew with each attempt.
-            venue = Venue(configured_endpoint(settings, secrets))
-            return Execution(self._ledger, venue, limits, settings.execution, anchors)
+            endpoint = configured_endpoint(settings, secrets)
+            venue = Venue(endpoint)
+
+            def listen(product_ids: list[str]) -> Stream:
+                return VenueStream(venue, CHANNELS, product_ids)
+
+            stream, allowed = listen if settings.execution.stream else None, settings.venue.allow_transfer_key
+            return Execution(
+                self._ledger, venue, limits, settings.execution, anchors, stream=stream, allow_transfer_key=allowed
+            )
 
         self._task: asyncio.Task[Any] | None = None
         self._make = make

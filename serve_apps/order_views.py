@@ -11,7 +11,7 @@ import msgspec
 from cluster.ledger import Verdict
 from cluster.risk import in_units, is_integer
 from serve_apps.problem import Problem
-from strategies.model import MICROS_PER_UNIT, Product, units
+from strategies.model import MICROS_PER_UNIT, Order, Product, units
 
 Answer = tuple[int, dict[str, Any] | list[dict[str, Any]], dict[str, str]]
 """HTTP status, body and headers."""
@@ -46,6 +46,24 @@ def answer_of(verdict: Verdict, account: str, product: Product | None) -> Answer
     if first["code"] in _LATER:
         headers["retry-after"] = _retry_after(denials)
     raise Problem(_LATER.get(first["code"], 422), first["code"], detail, extra, headers)
+
+
+def amend_of(verdict: Verdict, order: Order, product: Product) -> Answer:
+    """HTTP status, body and headers of the answer to an amendment; raises ``Problem`` where it is denied."""
+    if not verdict.accepted:
+        return answer_of(verdict, order.account, product)
+    body = {
+        "client_order_id": order.client_order_id,
+        "account": order.account,
+        "verdict": "ACCEPTED",
+        "amend": "REQUESTED" if verdict.kind == "ACCEPTED" else "ALREADY",
+        "quantity": f"{order.quantity:f}",
+        "limit_price": f"{order.limit_price:f}",
+        **_reserved(verdict.answer),
+    }
+    if warnings := verdict.answer.get("warnings"):
+        body["warnings"] = [in_units(warning, product) for warning in warnings]
+    return (202 if verdict.kind == "ACCEPTED" else 200), body, {}
 
 
 def check_of(verdict: Verdict, account: str, product: Product | None) -> dict[str, Any]:
@@ -94,6 +112,10 @@ def order_view(fields: dict[str, str], products: dict[str, Product]) -> dict[str
         "venue_order_id": fields.get("venue_order_id") or None,
         "reason": fields.get("reason") or None,
     }
+    if stop_price := fields.get("stop_price"):
+        view["stop_price"] = stop_price
+    if end_ns := fields.get("end_ns"):
+        view["end_ns"] = int(end_ns)
     if fields["status"] == "DENIED":
         denials = msgspec.json.decode(fields["answer"])["denials"]
         view["denials"] = [in_units(denial, product) for denial in denials]
@@ -102,6 +124,9 @@ def order_view(fields: dict[str, str], products: dict[str, Product]) -> dict[str
     view["reduce_only"] = fields.get("reduce_only") == "1"
     if warnings := fields.get("warnings"):
         view["warnings"] = [in_units(warning, product) for warning in msgspec.json.decode(warnings)]
+    if amend := fields.get("amend"):
+        wanted = msgspec.json.decode(amend)
+        view["amending_to"] = {"quantity": wanted["quantity"], "limit_price": wanted["limit_price"]}
     view["reserved_notional"] = f"{units(int(fields['reserved_notional'])):f}"
     view["fees"] = f"{units(int(fields['fees'])):f}"
     view["filled_value"] = f"{units(int(fields['filled_value'])):f}"

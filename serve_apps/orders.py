@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote
 
@@ -17,13 +18,13 @@ import msgspec
 from ray import serve
 
 from cluster.api_keys import READ, TRADE, ApiKey, KeyRing
-from cluster.ledger import Ledger, LedgerError, LedgerUnavailable
-from cluster.risk import ORDER_BYTES_MAX, InvalidOrder, check_order, read_order
+from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, order_of
+from cluster.risk import ORDER_BYTES_MAX, InvalidOrder, check_order, read_amend, read_order
 from conf.settings import load_secrets, load_settings
 from serve_apps.listener import Listener
-from serve_apps.order_views import Answer, answer_of, check_of, order_view
+from serve_apps.order_views import Answer, amend_of, answer_of, check_of, order_view
 from serve_apps.problem import MEDIA_TYPE, Problem, forbidden, unauthorised, unavailable, unknown_account
-from strategies.model import Order, Product
+from strategies.model import Order, OrderStatus, Product
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -102,7 +103,9 @@ class OrdersApp:
             return await self._show(key, account, client_order_id)
         if method == "DELETE":
             return await self._cancel(key, account, client_order_id)
-        raise Problem(405, "METHOD_NOT_ALLOWED", f"{method} {PREFIX}/ID", headers={"allow": "GET, DELETE"})
+        if method == "PATCH":
+            return await self._amend(key, account, client_order_id, await _body(receive))
+        raise Problem(405, "METHOD_NOT_ALLOWED", f"{method} {PREFIX}/ID", headers={"allow": "GET, DELETE, PATCH"})
 
     async def _submit(self, key: ApiKey, body: bytes) -> Answer:
         order = _order(key, body)
@@ -162,6 +165,27 @@ class OrdersApp:
             raise Problem(404, "NOT_FOUND", f"account {account} has no order {client_order_id}")
         body = {"client_order_id": client_order_id, "account": account, "status": status, "cancel": outcome}
         return (202 if outcome == "REQUESTED" else 200), body, {}
+
+    async def _amend(self, key: ApiKey, account: str, client_order_id: str, body: bytes) -> Answer:
+        try:
+            quantity, limit_price = read_amend(body)
+        except InvalidOrder as error:
+            raise Problem(400, "INVALID_ORDER", str(error), {"field": error.field, "rule": error.rule}) from None
+        if not key.may(TRADE, account):
+            raise forbidden(TRADE, account)
+        fields = await self._ledger.order(account, client_order_id)
+        product = None if fields is None else await self._product(fields["product"])
+        if fields is None or fields["status"] == OrderStatus.DENIED or product is None:
+            raise Problem(404, "NOT_FOUND", f"account {account} has no order {client_order_id} that can be amended")
+        order = replace(
+            order_of(client_order_id, account, fields), quantity=quantity, limit_price=limit_price, stop_price=None
+        )
+        if not key.may(TRADE, account, order.strategy):
+            raise forbidden(TRADE, account)
+        verdict = await self._ledger.amend(order, product, key.key_id, check_order(order, product))
+        if verdict is None:
+            raise Problem(404, "NOT_FOUND", f"account {account} has no order {client_order_id}")
+        return amend_of(verdict, order, product)
 
     async def _key(self, scope: Scope) -> ApiKey:
         for name, value in scope["headers"]:

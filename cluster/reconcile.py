@@ -1,0 +1,174 @@
+"""Whether the books agree with the venue: open orders, fills, cash and positions, line by line, each with its verdict.
+
+One comparison for all who ask: execution at its start, every half minute and after a lost connection, and
+``desk reconcile``. Nothing is changed here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from decimal import ROUND_FLOOR, Decimal
+from enum import StrEnum
+from typing import Any, Final
+
+from cluster.ledger import Ledger, Snapshot
+from cluster.venue import Balance, Venue, VenueOrder
+from strategies.model import OrderStatus, Product, units
+
+# Cash is kept in millionths, and the venue's fees and values may have more decimals: each fill may round by one. A cent
+# is ten thousand of them, far more than ever adds up, and nothing anybody would miss.
+CASH_TOLERANCE_MICROS: Final = 10_000
+Ask = Callable[..., Awaitable[Any]]
+
+
+class Verdict(StrEnum):
+    """What is to be thought of a line."""
+
+    OK = "OK"
+    EXPLAINED = "EXPLAINED"
+    BREAK = "BREAK"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that both sides know: ``ledger`` and ``venue`` as text in units, and why they may differ."""
+
+    kind: str
+    name: str
+    ledger: str
+    venue: str
+    verdict: Verdict
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}: ledger {self.ledger}, venue {self.venue}" + (
+            f" ({self.why})" if self.why else ""
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All lines, as they were at ``at_ns`` (nanoseconds UTC)."""
+
+    account: str
+    at_ns: int
+    lines: tuple[Line, ...]
+
+    @property
+    def breaks(self) -> list[str]:
+        """The differences nothing explains, as text."""
+        return [str(line) for line in self.lines if line.verdict is Verdict.BREAK]
+
+    @property
+    def explained(self) -> list[str]:
+        """The differences that something explains, as text."""
+        return [str(line) for line in self.lines if line.verdict is Verdict.EXPLAINED]
+
+    def view(self) -> dict[str, Any]:
+        """As JSON has it."""
+        counts = {verdict.lower(): sum(line.verdict is verdict for line in self.lines) for verdict in Verdict}
+        return {"account": self.account, "at_ns": self.at_ns, **counts, "lines": [asdict(line) for line in self.lines]}
+
+
+async def compare(ledger: Ledger, venue: Venue, account: str, ask: Ask) -> Comparison:
+    """Read both sides and hold one against the other; ``ask(call, *arguments)`` awaits a call of the venue.
+
+    Raises ``VenueError`` and what the ledger raises.
+    """
+    before = await ledger.snapshot(account)
+    theirs: list[VenueOrder] = await ask(venue.open_orders)
+    balances: list[Balance] = await ask(venue.accounts)
+    ours = await ledger.open_orders(account)
+    after = await ledger.snapshot(account)
+    products = await ledger.products()
+    traded = {name.removeprefix("product|"): products.get(name.removeprefix("product|")) for name in after.limits}
+    own = {name: product for name, product in traded.items() if product is not None}
+    order_lines = compare_orders(ours, theirs, products)
+    moved = _figures(before, own) != _figures(after, own)
+    doubts = [line.name for line in order_lines if line.verdict is not Verdict.OK]
+    doubts += [fields["client_order_id"] for fields in ours if fields["status"] in {"SENT", "UNKNOWN"}]
+    why = "fills were booked meanwhile" if moved else f"order {doubts[0]} is not settled" if doubts else ""
+    lines = [*compare_balances(after, balances, own, why), *order_lines]
+    return Comparison(account, await ledger.time_ns(), tuple(lines))
+
+
+def compare_orders(
+    ours: Sequence[Mapping[str, str]], theirs: Sequence[VenueOrder], products: Mapping[str, Product]
+) -> list[Line]:
+    """A line for every order that one side holds open. ``ours`` are records of the ledger, RESERVED ones too."""
+    lines, found = [], {order.client_order_id: order for order in theirs}
+    by_venue_id = {order.venue_order_id: order for order in theirs}
+    for fields in ours:
+        name, status = fields["client_order_id"], OrderStatus(fields["status"])
+        order = found.pop(name, None) or by_venue_id.get(fields.get("venue_order_id", ""))
+        if order is not None:
+            found.pop(order.client_order_id, None)
+            lines.append(_order_line(fields, order, products.get(fields["product"])))
+        elif status in {OrderStatus.RESERVED, OrderStatus.SENT}:
+            lines.append(Line("order", name, status, "-", Verdict.EXPLAINED, "on its way to the venue"))
+        elif status is OrderStatus.UNKNOWN:
+            lines.append(Line("order", name, status, "-", Verdict.EXPLAINED, "the venue has not answered"))
+        else:
+            lines.append(Line("order", name, status, "not open", Verdict.BREAK, "ended at the venue, not here"))
+    for order in found.values():
+        name, there = order.client_order_id or order.venue_order_id, order.raw_status or order.status.value
+        lines.append(Line("order", name, "-", there, Verdict.BREAK, "the ledger does not know it"))
+    return lines
+
+
+def _order_line(fields: Mapping[str, str], order: VenueOrder, product: Product | None) -> Line:
+    name = fields["client_order_id"]
+    if product is None:
+        return Line("order", name, fields["status"], order.status, Verdict.BREAK, f"no product {fields['product']}")
+    filled = product.quantity(int(fields["filled_lots"]))
+    ours = f"{fields['side']} {fields['quantity']} {order.product_id}, filled {filled.normalize():f}"
+    wanted = "any" if order.quantity is None else f"{order.quantity.normalize():f}"
+    theirs = f"{order.side} {wanted} {order.product_id}, filled {order.filled_quantity.normalize():f}"
+    if (order.product_id, order.side) != (fields["product"], fields["side"]):
+        return Line("order", name, ours, theirs, Verdict.BREAK, "another product or side")
+    if filled < order.filled_quantity:
+        return Line("order", name, ours, theirs, Verdict.EXPLAINED, "fills that are not listed yet")
+    if filled > order.filled_quantity:
+        return Line("order", name, ours, theirs, Verdict.EXPLAINED, "the venue's state is behind its fills")
+    if order.quantity is not None and order.quantity != Decimal(fields["quantity"]):
+        explained = bool(fields.get("amend"))
+        verdict = Verdict.EXPLAINED if explained else Verdict.BREAK
+        return Line("order", name, ours, theirs, verdict, "being amended" if explained else "another quantity")
+    return Line("order", name, ours, theirs, Verdict.OK)
+
+
+def compare_balances(
+    snapshot: Snapshot, balances: Sequence[Balance], products: Mapping[str, Product], why: str = ""
+) -> list[Line]:
+    """A line for the cash and for each currency held; ``why`` explains differences where something is under way."""
+    totals: defaultdict[str, Decimal] = defaultdict(Decimal)
+    for balance in balances:
+        totals[balance.currency] += balance.available + balance.hold
+    lines, cash = [], int(snapshot.book.get("cash", "0"))
+    for currency in sorted({product.quote_currency for product in products.values()}):
+        difference = totals[currency] * 1_000_000 - cash
+        agrees = abs(difference) <= CASH_TOLERANCE_MICROS
+        lines.append(_balance_line("cash", currency, units(cash), totals[currency], agrees, why))
+    by_base: defaultdict[str, list[Product]] = defaultdict(list)
+    for product in products.values():
+        by_base[product.base_currency].append(product)
+    for currency, group in sorted(by_base.items()):
+        held = sum((p.quantity(int(snapshot.book.get(f"p|{p.product_id}|lots", "0"))) for p in group), Decimal(0))
+        increment = min(product.base_increment for product in group)
+        # What is less than a lot cannot be traded and was never booked.
+        whole = (totals[currency] / increment).to_integral_value(ROUND_FLOOR) * increment
+        lines.append(_balance_line("position", currency, held, totals[currency], held == whole, why))
+    return lines
+
+
+def _balance_line(kind: str, name: str, ours: Decimal, theirs: Decimal, agrees: bool, why: str) -> Line:
+    verdict = Verdict.OK if agrees else Verdict.EXPLAINED if why else Verdict.BREAK
+    said = why if why and not agrees else "" if agrees else f"differ by {(theirs - ours).normalize():f}"
+    return Line(kind, name, f"{ours.normalize():f}", f"{theirs.normalize():f}", verdict, said)
+
+
+def _figures(snapshot: Snapshot, products: Mapping[str, Product]) -> tuple[str, ...]:
+    names = ("cash", *(f"p|{name}|lots" for name in sorted(products)))
+    return tuple(snapshot.book.get(name, "0") for name in names)
