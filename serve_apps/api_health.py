@@ -126,8 +126,8 @@ async def ready(desk: TheDesk) -> Readiness:
     """200 where orders can be taken: the ledger answers and has been reconciled, execution is alive, prices are fresh.
 
     Otherwise 503 with code NOT_READY and the same parts. Ray's Jobs API is shown but not required: without it orders
-    go on and only new backtests wait. So are the dead man, and the ledger's memory once 60 % of it are used. A live
-    desk has to be armed.
+    go on and only new backtests wait. So are the dead man, the ledger's memory once 60 % of it are used, and whether a
+    live desk is armed, because it is armed once it is up.
     """
     parts = await parts_of(desk)
     missing = [part for part in parts if part.required and not part.healthy]
@@ -243,11 +243,11 @@ async def _arming_part(desk: Desk) -> Part | None:
         return None
     arming = await _arming(desk)
     if arming is None:
-        return Part(name="arming", healthy=False, required=True, detail="the ledger does not answer")
+        return Part(name="arming", healthy=False, required=False, detail="the ledger does not answer")
     detail = (
         f"by {arming.person}: {arming.reason}" if arming.armed else "not armed: every order is denied (desk arm live)"
     )
-    return Part(name="arming", healthy=arming.armed, required=True, detail=detail)
+    return Part(name="arming", healthy=arming.armed, required=False, detail=detail)
 
 
 async def _references_part(desk: Desk) -> Part:

@@ -250,8 +250,8 @@ class DeadManService:
         account = settings.execution.account
         if account not in load_limits(settings.limits_file).accounts:
             raise RuntimeError(f"execution.account: {account} has no limits in {settings.limits_file}")
-        ledger = Ledger.connect(settings, load_secrets(settings))
-        self._deadman = DeadMan(ledger, lambda: venue_of(settings), settings.execution)
+        self._ledger = Ledger.connect(settings, load_secrets(settings))
+        self._deadman = DeadMan(self._ledger, lambda: venue_of(settings), settings.execution)
         self._task: asyncio.Task[None] | None = None
 
     async def check_health(self) -> None:
@@ -259,7 +259,13 @@ class DeadManService:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._deadman.run())
         if self._task.done():
-            raise RuntimeError(f"the dead man ended: {self._task.exception()!r}")
+            why = "it was cancelled" if self._task.cancelled() else repr(self._task.exception())
+            raise RuntimeError(f"the dead man ended: {why}")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        self._deadman.close()
+        await self._ledger.close()
 
 
 app = DeadManService.bind()  # type: ignore[attr-defined]

@@ -82,18 +82,20 @@ async def test_health_says_whether_a_silence_would_be_noticed(desk: ApiDesk) -> 
     assert "execution has been silent" in part["detail"]
 
 
-async def test_a_live_desk_is_not_ready_until_it_is_armed(settings: Settings, ledger: Ledger) -> None:
+async def test_health_says_whether_a_live_desk_is_armed_and_it_is_ready_before(
+    settings: Settings, ledger: Ledger
+) -> None:
     live = settings.model_copy(update={"profile": "live", "venue": VenueSettings(kind="coinbase")})
     async with open_desk(live, ledger) as desk:
         await desk.open_account()
         await desk.ledger.beat("execution", {"account": "main"})
-        answer = await desk.get("/readyz")
-        assert (answer.status_code, "arming: not armed" in answer.json()["detail"]) == (503, True)
-        assert (await desk.get("/v1/health")).json()["arming"]["armed"] is False
-        await desk.post("/v1/arming", {"reason": "the first live day", "expires_s": 60})
-        armed = await desk.get("/readyz")
-        assert armed.status_code == 200, armed.text
-        assert (await desk.get("/v1/health")).json()["arming"]["armed"] is True
+        for armed in (False, True):
+            ready = await desk.get("/readyz")
+            assert ready.status_code == 200, ready.text
+            (part,) = [part for part in ready.json()["parts"] if part["name"] == "arming"]
+            assert (part["healthy"], part["required"], "not armed" in part["detail"]) == (armed, False, not armed)
+            assert (await desk.get("/v1/health")).json()["arming"]["armed"] is armed
+            await desk.post("/v1/arming", {"reason": "the first live day", "expires_s": 60})
 
 
 async def test_health_counts_alerts_and_names_what_is_halted(desk: ApiDesk) -> None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.deadman import PART, Phase, trader_part
 from cluster.ledger import Ledger
 from cluster.venue import Venue
-from conf.settings import ExecutionSettings, Settings
-from serve_apps.deadman import SETTLED_S, DeadMan, ReservedShare
+from conf.settings import ExecutionSettings, Settings, write_secrets
+from serve_apps.deadman import SETTLED_S, DeadMan, DeadManService, ReservedShare
 from strategies.model import Order, OrderType, Side, TimeInForce, TradingState
 from tests.api_desk import ApiDesk, open_desk
-from tests.servers import Server, binary, redis_secrets
+from tests.servers import PASSWORD, Server, binary, redis_secrets
 from tests.simulator import Simulator, running_simulator
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -288,6 +290,48 @@ async def test_orders_are_cancelled_while_the_ledger_is_down_and_the_account_is_
     (entry,) = await audited(desk.ledger)
     assert entry["by"] == "deadman"
     deadman.close()
+
+
+async def test_the_replica_watches_in_real_time_and_finds_everything_in_the_settings(
+    desk: ApiDesk, simulator: Simulator, venue: Venue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.open_account()
+    folder = desk.settings.state_dir
+    (folder / "exchange").symlink_to(simulator.state_dir, target_is_directory=True)
+    running = {
+        "redis": desk.settings.redis.model_dump(mode="json"),
+        "venue": {"host_port": simulator.host_port},
+        "execution": {"deadman_s": 2},
+    }
+    (folder / "desk.json").write_text(json.dumps({"settings": running}))
+    write_secrets(folder / "secrets.env", {"redis_password": PASSWORD})
+    monkeypatch.setenv("DESK_STATE_DIR", str(folder))
+    monkeypatch.setattr("serve_apps.deadman.SETTLED_S", 1.0)
+    rest(venue, 2)
+    deployment: Any = DeadManService
+    replica = deployment.func_or_class()
+    await replica.check_health()
+    try:
+        async with asyncio.timeout(60):
+            while await phase(desk.ledger) != "WATCHING":
+                await desk.ledger.beat("execution", {"account": "main"})
+                await asyncio.sleep(0.1)
+            while await phase(desk.ledger) != "TRIPPED":
+                await asyncio.sleep(0.1)
+        assert (venue.open_orders(), await state(desk.ledger)) == ([], TradingState.CANCEL_ALL)
+        await replica.check_health()
+        replica._task.cancel()
+        await asyncio.wait([replica._task])
+        with pytest.raises(RuntimeError, match="ended"):
+            await replica.check_health()
+    finally:
+        await replica.close()
+
+
+async def phase(ledger: Ledger) -> str | None:
+    """What the dead man says of himself."""
+    beat = (await ledger.heartbeats()).get(PART, {})
+    return beat.get("phase")
 
 
 def test_the_dead_man_has_a_budget_of_its_own() -> None:
