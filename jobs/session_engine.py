@@ -266,7 +266,7 @@ class Session:
             now_ns = self._clock.time_ns()
             plan = way_to(Decimal(0), Decimal(self._at.position), self._product, None)
             if plan.action == "ORDER":
-                order = self._intent(plan, f"{self.folder.session_id}.close.{self._at.bars}", now_ns, deadline_ns)
+                order = self._intent(plan, f"{self.folder.session_id}.close.{self._at.orders}", now_ns, deadline_ns)
                 lines = [order_line("DECIDED", order, now_ns, why="stopped", wanted="0")]
                 self._commit(lines, order=order, orders=self._at.orders + 1, standing=0.0, wanted="0")
                 self._settle_order()

@@ -117,7 +117,9 @@ class MemoryDesk:
         if said.outcome == "DENIED":
             return {"status": "DENIED", "denials": [{"code": said.code}]}
         share = self.fills(body)
-        price = Decimal(repr(self.market.open_after(int(client_order_id.split(".")[1]) * NS_PER_S)))
+        decided = client_order_id.split(".")[1]
+        after_ns = int(decided) * NS_PER_S if decided.isdigit() else self.market.clock.now_ns
+        price = Decimal(repr(self.market.open_after(after_ns)))
         quantity = (Decimal(body["quantity"]) * share).quantize(BTC.base_increment)
         value = quantity * price
         return {
