@@ -7,33 +7,38 @@ before it is made, so that a run without a point to die at lists all the points 
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import http.client
 import inspect
+import mmap
 import os
 import signal
+import struct
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
+import uvloop
 from redis.asyncio.connection import AbstractConnection
 
 from cluster.anchors import Anchors
 from cluster.ledger import Ledger
 from cluster.ledger_wire import Wire
 from cluster.venue import Venue
-from cluster.venue_endpoint import configured_endpoint
+from cluster.venue_endpoint import VenueError, configured_endpoint
+from cluster.venue_stream import VenueStream
 from conf.limits import load_limits
 from conf.settings import Secrets, Settings
 from serve_apps import execution
 
 Phase = Literal["before", "sent", "after"]
 PHASES: Final[tuple[Phase, ...]] = ("before", "sent", "after")
+CALLED: Final = "called"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,30 +62,47 @@ class Life:
     journal: Path
     log: Path
     point: CrashPoint | None = None
-    settled_s: float | None = None
-    """In place of the time for which a request that was sent may still be on its way; None keeps it."""
+    constants: Mapping[str, float] = field(default_factory=dict)
+    """Constants of ``serve_apps.execution`` by name, and what they are in this life."""
+    watched: bool = True
+    """Whether calls are counted and written down; without it nothing stands between execution and the others."""
+    clock: Path | None = None
+    """A file of ``set_clock``: by so much this process's clock is wrong, from the moment it is written."""
 
 
 def live(life: Life) -> None:
     """The process: run execution, supervised as the replica does, until it is killed."""
     print_into(life.log)
-    if life.settled_s is not None:
-        assert hasattr(execution, "SETTLED_S"), "the constant has another name now"
-        execution.SETTLED_S = life.settled_s  # type: ignore[misc]
-    settings, watch = life.settings, Watch(life.point, life.journal)
+    if life.clock is not None:
+        _shift_clock(life.clock)
+    for name, value in life.constants.items():
+        assert isinstance(getattr(execution, name), float), f"{name} has another name now"
+        setattr(execution, name, value)
+    settings, watch = life.settings, Watch(life.point, life.journal) if life.watched else None
     limits = load_limits(settings.limits_file)
     anchors = Anchors.of(settings, life.secrets)
 
+    if life.point is not None:
+        _die_when_sent()
+
     async def run() -> None:
-        ledger: Any = WatchedLedger(Ledger.connect(settings, life.secrets), watch)
+        plain_ledger = Ledger.connect(settings, life.secrets)
+        ledger: Any = WatchedLedger(plain_ledger, watch) if watch else plain_ledger
 
         def make() -> execution.Execution:
-            venue: Any = WatchedVenue(Venue(configured_endpoint(settings, life.secrets)), watch)
-            return execution.Execution(ledger, venue, limits, settings.execution, anchors)
+            plain_venue = Venue(configured_endpoint(settings, life.secrets))
+            venue: Any = WatchedVenue(plain_venue, watch) if watch else plain_venue
+
+            def listen(product_ids: list[str]) -> VenueStream:
+                return VenueStream(plain_venue, execution.CHANNELS, product_ids)
+
+            stream = listen if settings.execution.stream else None
+            return execution.Execution(ledger, venue, limits, settings.execution, anchors, stream=stream)
 
         await execution.supervise(make)
 
-    asyncio.run(run())
+    # The loop that a replica of Serve runs on.
+    uvloop.run(run())
 
 
 class Watch:
@@ -92,13 +114,16 @@ class Watch:
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        _die_when_sent()
 
-    def meet(self, name: str) -> Phase | None:
+    def note(self, *words: str) -> None:
+        """Write a line that outlives the process."""
+        os.write(self._journal, ("\t".join(words) + "\n").encode())
+
+    def meet(self, name: str, about: str = "") -> Phase | None:
         """A call is about to be made: when to die, where it is the one."""
         with self._lock:
             self._counts[name] += 1
-            os.write(self._journal, f"{name}\n".encode())
+            self.note(CALLED, name, about)
             point = self._point
             here = point is not None and (point.name, point.occurrence) == (name, self._counts[name])
         if not here or point is None:
@@ -108,9 +133,38 @@ class Watch:
         return point.phase
 
 
+def set_clock(file: Path, offset_s: float) -> None:
+    """Let the clocks of all processes with this file be wrong by so much from now on, in one step."""
+    if not file.exists():
+        file.write_bytes(bytes(8))
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 8) as shared:
+        shared[:8] = struct.pack("d", offset_s)
+
+
+def _shift_clock(file: Path) -> None:
+    """The wall clock of this process is the machine's and what the file says; the monotonic one stays, as it would."""
+    shared = mmap.mmap(os.open(file, os.O_RDONLY), 8, prot=mmap.PROT_READ)
+    true_s, true_ns = time.time, time.time_ns
+    wall: Any = time
+
+    def offset_s() -> float:
+        return float(struct.unpack("d", shared[:8])[0])
+
+    wall.time = lambda: true_s() + offset_s()
+    wall.time_ns = lambda: true_ns() + round(offset_s() * 1e9)
+
+
 def calls_made(journal: Path) -> Counter[str]:
     """How often each name was called in a life."""
-    return Counter(journal.read_text().split())
+    return Counter(name for kind, name, _ in lines_of(journal) if kind == CALLED)
+
+
+def lines_of(journal: Path) -> list[tuple[str, str, str]]:
+    """What was written down of a life: (called or the error it ended with, the call, the order it was about)."""
+    if not journal.exists():
+        return []
+    fields = (line.split("\t") for line in journal.read_text().splitlines())
+    return [(kind, name, about) for kind, name, about in fields]
 
 
 def die() -> NoReturn:
@@ -158,9 +212,15 @@ class WatchedVenue:
 
         @functools.wraps(found)
         def call(*arguments: Any, **named: Any) -> Any:
-            phase = self._watch.meet(f"venue.{name}")
+            about = next((getattr(given, "client_order_id", given) for given in arguments), "")
+            about = about if isinstance(about, str) else ""
+            phase = self._watch.meet(f"venue.{name}", about)
             _this_thread.dies_once_sent = phase == "sent"
-            answer = found(*arguments, **named)
+            try:
+                answer = found(*arguments, **named)
+            except VenueError as error:
+                self._watch.note(type(error).__name__, f"venue.{name}", about)
+                raise
             if phase:
                 die()
             return answer

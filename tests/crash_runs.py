@@ -11,7 +11,7 @@ import asyncio
 import random
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from conf.settings import RedisSettings
 from tests.crash_points import PHASES, CrashPoint
-from tests.execution_rig import ACCOUNT, Rig, rig
+from tests.execution_rig import ACCOUNT, HURRIED, Rig, rig
 from tests.faults.books_check import check_books
 from tests.order_story import ENDINGS, Check, Story
 from tests.servers import Server, binary
@@ -33,6 +33,8 @@ CHANGES: Final = (
     "venue.order_by_client_id",
 )
 """Between outbox and ack, fill, release and cancel: the points of the quick run, each once."""
+IN_DOUBT: Final = ("ledger.mark_sent", "venue.create_order", "ledger.ack", "venue.cancel")
+"""Where a crash leaves an order in doubt for as long as a request may be on its way."""
 OFTEN: Final = 2
 """Of a call that only reads or that is repeated for ever, the first so many are points."""
 EVERY_ONE: Final = frozenset(CHANGES) - {"ledger.outbox_read", "ledger.order", "venue.orders", "venue.fills"}
@@ -53,9 +55,17 @@ class Outcome:
     calls: list[Counter[str]]
 
 
-async def run(server: RedisSettings, folder: Path, keys: Path | None, seed: int, plan: Plan) -> Outcome:
+async def run(
+    server: RedisSettings,
+    folder: Path,
+    keys: Path | None,
+    seed: int,
+    plan: Plan,
+    constants: Mapping[str, float] = HURRIED,
+) -> Outcome:
     """The story once, with execution dying where the plan says."""
     async with rig(server, folder, keys=keys) as made:
+        made.constants = constants
         agreed_s = [0.0]
 
         def begin() -> None:
@@ -91,7 +101,7 @@ async def _whole(made: Rig, seed: int) -> dict[str, int]:
     checked = await check_books(made.ledger, ACCOUNT, made.accepted, lambda _: True)
     checked.assert_whole()
     assert not twice
-    return checked.figures() | {"at_venue": len(listed)}
+    return checked.figures() | {"at_venue": len(listed), "undecided": 0}
 
 
 # -- all points --------------------------------------------------------------------------------------------------------
@@ -110,7 +120,11 @@ def points(calls: Counter[str], seed: int, names: Sequence[str] | None = None, o
 
 
 async def run_all(
-    servers: Sequence[RedisSettings], folder: Path, seed: int, names: Sequence[str] | None = None
+    servers: Sequence[RedisSettings],
+    folder: Path,
+    seed: int,
+    names: Sequence[str] | None = None,
+    constants: Mapping[str, float] = HURRIED,
 ) -> list[Outcome]:
     """A quiet life, then every point, several at once; without ``names`` each point of a recovering life as well."""
     quiet = await run(servers[0], _folder(folder, "quiet"), None, seed, ())
@@ -125,7 +139,7 @@ async def run_all(
     async def work(server: RedisSettings) -> None:
         while plans:
             plan = plans.pop()
-            outcomes.append(await run(server, _folder(folder, f"{len(plans)}"), keys, seed, plan))
+            outcomes.append(await run(server, _folder(folder, f"{len(plans)}"), keys, seed, plan, constants))
 
     async with asyncio.TaskGroup() as group:
         for server in servers:

@@ -13,7 +13,7 @@ import multiprocessing
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -38,15 +38,15 @@ from strategies.model import (
     TimeInForce,
     micros_exact,
 )
-from tests.crash_points import CrashPoint, Life, calls_made, live, print_into
+from tests.crash_points import CrashPoint, Life, calls_made, lines_of, live, print_into
 from tests.servers import redis_secrets
 
 ACCOUNT: Final = "main"
 PRICES: Final = {"BTC-USD": "60000", "ETH-USD": "3000", "SOL-USD": "150"}
 """What the mids are pinned at, so that nothing moves but what a test moves."""
 START_S_MAX: Final = 30.0
-SETTLED_S: Final = 1.0
-"""On one machine a request that was sent has arrived after this long; see ``Life.settled_s``."""
+HURRIED: Final[Mapping[str, float]] = {"SETTLED_S": 1.0, "RECONCILE_AGAIN_S": 0.2}
+"""Constants of execution for a venue on this machine, where what was sent has soon arrived: tests wait less."""
 POLL_S: Final = 0.02
 _KEYS: Final = ("ca.pem", "ca_key.pem", "server.pem", "server_key.pem", "cdp_key.json", "cdp_key_ed25519.json")
 # What would latch a halt of its own accord, or stop a test of thousands of orders, in the limits the desk comes with.
@@ -128,6 +128,10 @@ class Exchange:
         """Replace all faults by these; none ends them."""
         self.ask("POST", "/sim/faults", {"rules": list(rules)})
 
+    def clock(self, offset_s: float) -> None:
+        """Let the exchange's clock be wrong by so much."""
+        self.ask("POST", "/sim/clock", {"offset_ms": round(offset_s * 1000)})
+
     def struck(self) -> int:
         """How often the rules have struck."""
         return sum(int(rule.get("struck", 0)) for rule in self.ask("GET", "/sim/faults")["rules"])
@@ -157,9 +161,13 @@ class Rig:
     exchange: Exchange
     ledger: Ledger
     venue: Venue
-    settled_s: float | None = SETTLED_S
+    constants: Mapping[str, float] = field(default_factory=lambda: HURRIED)
+    watched: bool = True
+    clock: Path | None = None
     lives: list[tuple[ForkServerProcess, Path]] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
+    may_deny: bool = False
+    denied: list[str] = field(default_factory=list)
     products: dict[str, Product] = field(default_factory=dict)
 
     # -- execution's process ---
@@ -168,7 +176,7 @@ class Rig:
         """A new life of execution, to end at ``point``."""
         number = len(self.lives)
         journal, log = self.folder / f"calls-{number}", self.folder / f"log-{number}"
-        life = Life(self.settings, redis_secrets(), journal, log, point, self.settled_s)
+        life = Life(self.settings, redis_secrets(), journal, log, point, self.constants, self.watched, self.clock)
         process = forks().Process(target=live, args=(life,), daemon=True)
         process.start()
         self.lives.append((process, journal))
@@ -187,8 +195,12 @@ class Rig:
         """How often each call was made in a life."""
         return calls_made(self.lives[life][1])
 
+    def lines(self, life: int = -1) -> list[tuple[str, str, str]]:
+        """What was written down of a life; see ``lines_of``."""
+        return lines_of(self.lives[life][1])
+
     def kill(self) -> None:
-        """End the latest life as a crash does."""
+        """End every life as a crash does."""
         for process, _ in self.lives:
             process.kill()
             process.join()
@@ -204,11 +216,13 @@ class Rig:
         await self.until(lambda: self.decided(order), f"order {order.client_order_id} is decided", patience_s)
 
     async def decided(self, order: Order) -> bool:
-        """Ask once, with the same id each time: whether the ledger has decided. It must accept."""
+        """Ask once, with the same id each time: whether the ledger has decided. It must accept (see ``may_deny``)."""
         with contextlib.suppress(LedgerUnavailable):
             verdict = await self.ledger.reserve(order, self.products[order.product_id], "test")
-            assert verdict.accepted, verdict
-            if order.client_order_id not in self.accepted:
+            if not verdict.accepted:
+                assert self.may_deny, verdict
+                self.denied.append(order.client_order_id)
+            elif order.client_order_id not in self.accepted:
                 self.accepted.append(order.client_order_id)
             return True
         return False
@@ -278,9 +292,12 @@ class Rig:
         (order,) = theirs
         lots = str(self.products[order.product_id].lots(order.filled_quantity))
         same = {order.status, *({OrderStatus.PARTIALLY_FILLED} if order.status is OrderStatus.OPEN else ())}
-        if OrderStatus(status) in same and fields["filled_lots"] == lots:
-            return []
-        return [f"{name}: {status} {fields['filled_lots']} here, {order.status} {lots} there"]
+        booked = fields.get("filled_lots", "0")
+        return (
+            []
+            if status in same and booked == lots
+            else [f"{name}: {status} {booked} here, {order.status} {lots} there"]
+        )
 
     async def _book_differs(self, fills: list[Fill]) -> list[str]:
         """Positions and cash against the exchange's fills, each rounded to micros as the ledger documents it."""
@@ -316,17 +333,19 @@ async def rig(
     folder: Path,
     *options: str,
     keys: Path | None = None,
-    port: int | None = None,
+    between: Callable[[int], int] | None = None,
     execution: dict[str, Any] | None = None,
     venue: dict[str, Any] | None = None,
 ) -> AsyncIterator[Rig]:
     """An empty ledger on ``server`` and a new exchange; no execution yet. All processes end with it.
 
-    ``port`` is where execution finds the exchange, if that is not its own; ``execution`` and ``venue`` change settings.
+    ``between`` makes of the exchange's port the one where execution finds it; ``execution`` and ``venue`` change
+    settings.
     """
     exchange = Exchange(folder / "desk" / "exchange", keys, *options)
     exchange.start()
-    settings = _settings(server, folder, exchange, port, execution or {}, venue or {})
+    port = int(exchange.host_port.rpartition(":")[2])
+    settings = _settings(server, folder, between(port) if between else port, execution or {}, venue or {})
     ledger = Ledger.connect(settings, redis_secrets())
     own_venue = Venue(simulator_endpoint(exchange.host_port, exchange.folder))
     made = Rig(folder, settings, exchange, ledger, own_venue)
@@ -346,16 +365,14 @@ async def rig(
 def _settings(
     server: RedisSettings,
     folder: Path,
-    exchange: Exchange,
-    port: int | None,
+    port: int,
     execution: dict[str, Any],
     venue: dict[str, Any],
 ) -> Settings:
     limits = folder / "limits.yaml"
     limits.write_text(yaml.safe_dump(_loosened(read_mapping(CONF_DIR / "limits.yaml"))))
     rhythm = {"reference_interval_s": 0.5, "poll_interval_s": 0.1, "reconcile_interval_s": 2.0} | execution
-    host_port = exchange.host_port if port is None else f"127.0.0.1:{port}"
-    reach = {"host_port": host_port, "requests_per_s": 1000.0} | venue
+    reach = {"host_port": f"127.0.0.1:{port}", "requests_per_s": 1000.0} | venue
     return Settings(
         state_dir=folder / "desk",
         redis=server,

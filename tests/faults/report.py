@@ -20,7 +20,9 @@ _SERVICE: Final = {
     "p95_ms": "p95, ms",
     "p99_ms": "p99, ms",
 }
-_HIDDEN: Final = {"asked", "slowest_answer_ms", "steady"}
+_VENUE: Final = ("acknowledged", "at_venue", "lost", "duplicated", "undecided")
+_AGAIN: Final = ("resynced_s", "agreed_worst_s")
+_HIDDEN: Final = {"asked", "slowest_answer_ms", "steady", "at_venue", "undecided"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,10 @@ def page(machine: Mapping[str, str], rows: Sequence[Row]) -> str:
     parts += ["## Books", _BOOKS, _table(["#", "fault", "runs", *_COUNTS, "outcome"], map(_books_cells, rows))]
     parts += ["## Service", _SERVICE_TEXT]
     parts += [_table(["#", "fault", *_SERVICE.values(), "void"], map(_service_cells, with_service))]
+    at_venue = [row for row in rows if any("at_venue" in f for f in row.figures)]
+    if at_venue:
+        header = ["#", "fault", "runs", *(name.replace("_", " ") for name in _VENUE), "equal again, s", "outcome"]
+        parts += ["## The venue", _VENUE_TEXT, _table(header, map(_venue_cells, at_venue))]
     parts += ["## What else each test measured", _MORE]
     parts += [_table(["#", "fault", "figure", "least", "median", "most"], _more_cells(rows))]
     parts += ["## Targets", _TARGETS, _table(["#", "fault", "target"], targets)]
@@ -73,6 +79,12 @@ orders whose first try, and whose last try, ended without a decision. Latencies 
 order was due (open loop, HdrHistogram). Void: runs whose p95 was not below 140 ms before the fault, so that their
 latencies say little; their counts hold.
 """
+_VENUE_TEXT: Final = """Orders that execution carries to the exchange simulator over TLS; sums over all runs. At venue:
+orders the exchange itself lists, once each; fewer than acknowledged, because it refuses some and others are cancelled
+before they are sent. Undecided: orders whose fate nobody knew when both sides were equal again. Equal again: seconds
+from the end of the fault, or from the start of the process that took over, until orders, fills, positions and cash of
+exchange and ledger were the same (median / worst).
+"""
 _MORE: Final = "Of all runs of a test; a figure whose name ends in `_s` is in seconds, in `_ms` in milliseconds.\n"
 _TARGETS: Final = "What was wanted of each, to be compared with the tables above.\n"
 
@@ -88,6 +100,13 @@ def _books_cells(row: Row) -> list[str]:
     sums = [f"{sum(f.get(name, 0) for f in row.figures):,}" if known else "" for name in _COUNTS]
     outcome = f"{row.failed} FAILED" if row.failed else "passed" if row.figures else "skipped"
     return [row.number, row.name, str(len(row.figures) or ""), *sums, outcome]
+
+
+def _venue_cells(row: Row) -> list[str]:
+    sums = [f"{sum(f.get(name, 0) for f in row.figures):,}" for name in _VENUE]
+    again = [f[name] for f in row.figures for name in _AGAIN if name in f]
+    outcome = f"{row.failed} FAILED" if row.failed else "passed"
+    return [row.number, row.name, str(len(row.figures)), *sums, _median_and_worst(again), outcome]
 
 
 def _service_cells(row: Row) -> list[str]:

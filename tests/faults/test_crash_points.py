@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash_runs import AT_ONCE, figures, ledger_servers, run_all, table
+from tests.crash_runs import AT_ONCE, IN_DOUBT, figures, ledger_servers, run_all, table
 from tests.faults.conftest import Report
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults, pytest.mark.timeout(1_200)]
@@ -22,3 +22,14 @@ async def test_execution_killed_at_any_call_loses_and_doubles_nothing(
     report(**figures(outcomes))
     # Which read comes how often is the machine's speed; that most are met is what counts.
     assert sum(outcome.died for outcome in outcomes) >= len(outcomes) * 3 // 4
+
+
+@pytest.mark.seeds(2)
+@pytest.mark.fault("22", "the same with orders in doubt as long as in service", "equal again in 10 s")
+async def test_as_long_as_orders_are_in_doubt_in_service_both_sides_are_equal_soon(
+    tmp_path: Path, report: Report, seed: int
+) -> None:
+    with ledger_servers(tmp_path, AT_ONCE) as servers:
+        outcomes = await run_all(servers, tmp_path, seed, IN_DOUBT, constants={})
+    print("\n" + table(outcomes))
+    report(**figures(outcomes))

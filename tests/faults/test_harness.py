@@ -93,3 +93,10 @@ def test_the_page_sums_counts_and_names_what_did_not_run() -> None:
     assert "| 1 | a fault | back_s | 1.5 | 2 | 2.5 |" in text
     assert "- 2\n" in text
     assert "- 16, another: no root\n" in text
+    assert "## The venue" not in text
+
+
+def test_the_page_says_what_is_at_the_venue_and_how_soon_both_were_equal() -> None:
+    first = {"acknowledged": 5, "at_venue": 4, "lost": 0, "duplicated": 0, "undecided": 1, "resynced_s": 0.5}
+    text = page({"cores": "2"}, [Row("21", "a venue", "none", [first, first | {"at_venue": 3, "resynced_s": 1.5}])])
+    assert "| 21 | a venue | 2 | 10 | 7 | 0 | 0 | 2 | 1 / 1.5 | passed |" in text
