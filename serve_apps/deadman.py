@@ -18,7 +18,13 @@ from cluster.clock_check import Clock, HostClock
 from cluster.deadman import PART, Phase, Trip, Watch, is_armed, trader_part, traders_of
 from cluster.ledger import Ledger, LedgerError, LedgerUnavailable
 from cluster.venue import Venue, VenueError
-from cluster.venue_endpoint import EndpointError, TokenBucket, VenueUnauthorised, configured_endpoint
+from cluster.venue_endpoint import (
+    EndpointError,
+    TokenBucket,
+    VenueRejected,
+    VenueUnauthorised,
+    configured_endpoint,
+)
 from conf.limits import load_limits
 from conf.settings import ExecutionSettings, Settings, load_secrets, load_settings
 from strategies.model import TradingState
@@ -134,23 +140,39 @@ class DeadMan:
             if self._venue is None:
                 self._venue = self._make_venue()
             found = [order.venue_order_id for order in await self._ask(self._venue.open_orders)]
-            for begin in range(0, len(found), CANCELS_PER_CALL):
-                await self._cancel(self._venue, found[begin : begin + CANCELS_PER_CALL])
         except VenueError as error:
-            self._tell(f"orders could not be cancelled yet: {error}")
-            if isinstance(error, (VenueUnauthorised, EndpointError)):
-                # The key may have been replaced since.
-                self.close()
+            self._failed(error)
             return False
+        for begin in range(0, len(found), CANCELS_PER_CALL):
+            await self._cancel(found[begin : begin + CANCELS_PER_CALL])
         return not found
 
-    async def _cancel(self, venue: Venue, order_ids: list[str]) -> None:
-        answers = await self._ask(venue.cancel, order_ids)
-        refused = [f"{name}: {answer}" for name, answer in answers.items() if answer is not True]
+    async def _cancel(self, order_ids: list[str]) -> None:
+        """Ask to cancel these. What fails is on the venue's list of the next round, and holds up no other."""
+        if self._venue is None:
+            return
+        try:
+            answers = await self._ask(self._venue.cancel, order_ids)
+        except VenueRejected as error:
+            self._failed(error)
+            if len(order_ids) > 1:
+                # One that the venue cannot bear must not save the others.
+                await self._cancel(order_ids[: len(order_ids) // 2])
+                await self._cancel(order_ids[len(order_ids) // 2 :])
+            return
+        except VenueError as error:
+            self._failed(error)
+            return
         logger.warning("DEADMAN: asked to cancel %d orders", len(order_ids))
-        if refused:
+        if refused := [f"{name}: {answer}" for name, answer in answers.items() if answer is not True]:
             # What is about to end anyway may not be cancelled; the venue's list says when it has.
             self._tell(f"{len(refused)} cancels refused, for example {refused[0]}")
+
+    def _failed(self, error: VenueError) -> None:
+        self._tell(f"orders could not be cancelled yet: {error}")
+        if isinstance(error, (VenueUnauthorised, EndpointError)):
+            # The key may have been replaced since.
+            self.close()
 
     async def _halt(self) -> None:
         if self._halted or self._trip is None:

@@ -252,6 +252,52 @@ async def test_while_the_venue_is_away_the_account_is_halted_and_the_orders_go_w
     deadman.close()
 
 
+@pytest.mark.parametrize("path", ["/orders/batch_cancel", "/orders/historical/batch"])
+@pytest.mark.parametrize("fault", ["error_5xx", "throttle_429", "html", "accept_then_drop", "drop", "garbage_json"])
+async def test_a_venue_that_fails_is_asked_until_its_list_is_empty(
+    watching: DeadMan, simulator: Simulator, venue: Venue, clock: TestClock, fault: str, path: str
+) -> None:
+    rest(venue, 5)
+    clock.now_s += LIMIT_S + 1
+    # A read is tried three times, so four strikes fail one look and the begin of the next one.
+    set_faults(simulator, [{"match": {"path": path}, "fault": fault, "count": 4}])
+    try:
+        await until(watching, clock, Phase.TRIPPED, step_s=5.0)
+    finally:
+        (rule,) = set_faults(simulator, [])
+    assert rule["struck"] > 0
+    assert venue.open_orders() == []
+
+
+async def test_one_order_the_venue_cannot_cancel_does_not_save_the_others(
+    watching: DeadMan, simulator: Simulator, venue: Venue, clock: TestClock
+) -> None:
+    rest(venue, 5)
+    poisoned = venue.open_orders()[2].venue_order_id
+    rule = {"match": {"path": "/orders/batch_cancel", "body": poisoned}, "fault": "error_5xx", "status": 400}
+    set_faults(simulator, [rule])
+    clock.now_s += LIMIT_S + 1
+    try:
+        await watching.step()
+        assert [order.venue_order_id for order in venue.open_orders()] == [poisoned]
+        clock.now_s += SETTLED_S + 1
+        await watching.step()
+        assert watching.phase is Phase.CANCELLING
+    finally:
+        set_faults(simulator, [])
+    await until(watching, clock, Phase.TRIPPED)
+    assert venue.open_orders() == []
+
+
+def set_faults(simulator: Simulator, rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replace the exchange's faults and return those there were, with how often each has struck."""
+    headers = {"Authorization": f"Bearer {(simulator.state_dir / 'sim_token').read_text()}"}
+    before = simulator.request("GET", "/sim/faults", headers=headers)
+    before.raise_for_status()
+    simulator.request("POST", "/sim/faults", json={"rules": rules}, headers=headers).raise_for_status()
+    return list(before.json()["rules"])
+
+
 @pytest.fixture
 async def own_desk(tmp_path: Path) -> AsyncIterator[tuple[Server, ApiDesk]]:
     """A desk whose ledger may be killed."""
