@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 async def _serve(options: argparse.Namespace) -> None:
     now = dt.datetime.now(dt.UTC)
-    credentials = open_credentials(options.state_dir, now)
+    credentials = open_credentials(options.state_dir, now, options.portfolio)
     first_s = (int(now.timestamp()) - options.history_days * DAY_S) // DAY_S * DAY_S
     if first_s < 0:
         raise StartError(f"--history-days {options.history_days}: history begins in 1970; choose fewer days")
@@ -80,6 +80,9 @@ async def _serve(options: argparse.Namespace) -> None:
     listener = _listen(options.host, options.port)
     journal = Journal(options.state_dir / "journal.jsonl")
     exchange = Exchange(History(options.seed), journal, deposits, fees, time.time_ns())
+    for name in options.portfolio:
+        if all(portfolio.name != name for portfolio in exchange.portfolios.values()):
+            exchange.open_portfolio(name, deposits)
     host_port = f"{options.host}:{listener.getsockname()[1]}"
     faults, limits = Faults(options.seed), RateLimits(options.requests_per_s, options.public_requests_per_s)
     face = Face(exchange, credentials, first_s, faults=faults, limits=limits)
@@ -188,6 +191,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, bps in (("taker", "60"), ("maker", "40")):
         help_text = f"{name} fee in basis points ({bps})"
         parser.add_argument(f"--{name}-fee-bps", type=_fee_bps, default=Decimal(bps), help=help_text)
+    parser.add_argument(
+        "--portfolio",
+        action="append",
+        type=_name,
+        default=[],
+        metavar="NAME",
+        help="one more portfolio with its own key DIR/cdp_key_NAME.json and the same deposits; may be repeated",
+    )
     for name, whom in (("requests-per-s", "of each key"), ("public-requests-per-s", "of each address without one")):
         help_text = f"requests a second {whom}, 0 = any number (default %(default)s); beyond it 429"
         parser.add_argument(f"--{name}", type=_natural, default=0, help=help_text)
@@ -201,6 +212,12 @@ def _port(text: str) -> int:
 
 def _natural(text: str) -> int:
     return _bounded(text, 0, 2**63 - 1)
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9]{0,19}", text) or text in {"view", "ed25519"}:
+        raise argparse.ArgumentTypeError(f"expected at most 20 small letters and digits, was {text!r}")
+    return text
 
 
 def _days(text: str) -> int:

@@ -48,12 +48,19 @@ class Simulator:
 
     def push_price(self, product_id: str, price: str | None) -> dict[str, Any]:
         """Pin a product's mid (None lets it go)."""
+        return self.control("/sim/price", product_id=product_id, price=price)
+
+    def control(self, path: str, **body: Any) -> dict[str, Any]:
+        """A request to the control surface that must succeed: a POST where there is a body, else a GET."""
+        answer = self.control_request("POST" if body else "GET", path, body or None)
+        assert answer.ok, f"{path}: {answer.status_code} {answer.text[:300]}"
+        content: dict[str, Any] = answer.json()
+        return content
+
+    def control_request(self, method: str, path: str, body: dict[str, Any] | None) -> requests.Response:
+        """A request to the control surface."""
         token = (self.state_dir / "sim_token").read_text()
-        body = {"product_id": product_id, "price": price}
-        answer = self.request("POST", "/sim/price", json=body, headers={"Authorization": f"Bearer {token}"})
-        answer.raise_for_status()
-        pushed: dict[str, Any] = answer.json()
-        return pushed
+        return self.request(method, path, json=body, headers={"Authorization": f"Bearer {token}"})
 
     def stop(self) -> int:
         """Stop by SIGTERM and return the exit code; a simulator that does not obey is killed and the test fails."""

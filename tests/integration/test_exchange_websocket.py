@@ -15,14 +15,14 @@ from typing import Any, Final
 
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
+from tests.exchange_stream import WAIT_S, Stream, client, token
 from tests.simulator import PREFIX, Simulator, running_simulator
 
 pytestmark = pytest.mark.slow
 
 MARKET_CHANNELS: Final = ("ticker", "ticker_batch", "level2", "market_trades", "candles", "status")
-WAIT_S: Final = 12.0
 
 
 @pytest.fixture(scope="module")
@@ -31,78 +31,11 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
         yield running
 
 
-class Stream:
-    """A WebSocket client that keeps what it received."""
-
-    def __init__(self, simulator: Simulator) -> None:
-        self.simulator = simulator
-        context = ssl.create_default_context(cafile=str(simulator.state_dir / "ca.pem"))
-        self.connection: ClientConnection = connect(
-            f"wss://{simulator.host_port}", ssl=context, open_timeout=10, close_timeout=0.2
-        )
-        self.seen: list[dict[str, Any]] = []
-
-    def send(self, **message: Any) -> None:
-        self.connection.send(json.dumps(message))
-
-    def subscribe(self, channel: str, *product_ids: str, jwt: str | None = None) -> None:
-        token = {} if jwt is None else {"jwt": jwt}
-        self.send(type="subscribe", channel=channel, product_ids=list(product_ids), **token)
-
-    def until(self, holds: Any, what: str) -> dict[str, Any]:
-        """The first message of which ``holds`` is true, from now on."""
-        deadline = time.monotonic() + WAIT_S
-        while (left := deadline - time.monotonic()) > 0:
-            message = json.loads(self.connection.recv(timeout=left))
-            self.seen.append(message)
-            if holds(message):
-                return dict(message)
-        raise AssertionError(f"no {what} within {WAIT_S} s: {self.seen[-3:]}")
-
-    def channel(self, name: str, kind: str | None = None) -> dict[str, Any]:
-        """The next message of a channel (of a type)."""
-
-        def holds(message: dict[str, Any]) -> bool:
-            if message.get("channel") != name:
-                return False
-            return kind is None or message["events"][0]["type"] == kind
-
-        return self.until(holds, f"{name} {kind}")
-
-    def order(self, **wanted: Any) -> dict[str, Any]:
-        """The next user message's order with these fields."""
-
-        def holds(message: dict[str, Any]) -> bool:
-            orders = [o for event in message.get("events", []) for o in event.get("orders", [])]
-            return any(all(order[k] == v for k, v in wanted.items()) for order in orders)
-
-        message = self.until(holds, str(wanted))
-        return dict(message["events"][0]["orders"][0])
-
-
 @pytest.fixture
 def stream(simulator: Simulator) -> Iterator[Stream]:
     opened = Stream(simulator)
     yield opened
     opened.connection.close()
-
-
-def token(simulator: Simulator, file: str = "cdp_key.json") -> str:
-    from coinbase.jwt_generator import build_ws_jwt
-
-    key = json.loads((simulator.state_dir / file).read_text())
-    return str(build_ws_jwt(key["name"], key["privateKey"]))
-
-
-def client(simulator: Simulator) -> Any:
-    from coinbase.rest import RESTClient
-
-    endpoint = simulator.endpoint
-    assert endpoint.key_secret is not None
-    made = RESTClient(endpoint.key_name, endpoint.key_secret.get_secret_value(), base_url=simulator.host_port)
-    made.session.trust_env = False
-    made.session.verify = str(endpoint.ca_file)
-    return made
 
 
 def test_every_market_channel_sends_a_snapshot_then_the_acknowledgement(stream: Stream) -> None:

@@ -1,0 +1,82 @@
+"""A client of the simulator's WebSocket and of its REST paths with the real SDK, over verified TLS: for tests only."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import time
+from typing import Any, Final
+
+from websockets.sync.client import ClientConnection, connect
+
+from tests.simulator import Simulator
+
+WAIT_S: Final = 12.0
+
+
+class Stream:
+    """A WebSocket client that keeps what it received."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator = simulator
+        context = ssl.create_default_context(cafile=str(simulator.state_dir / "ca.pem"))
+        self.connection: ClientConnection = connect(
+            f"wss://{simulator.host_port}", ssl=context, open_timeout=10, close_timeout=0.2
+        )
+        self.seen: list[dict[str, Any]] = []
+
+    def send(self, **message: Any) -> None:
+        self.connection.send(json.dumps(message))
+
+    def subscribe(self, channel: str, *product_ids: str, jwt: str | None = None) -> None:
+        token = {} if jwt is None else {"jwt": jwt}
+        self.send(type="subscribe", channel=channel, product_ids=list(product_ids), **token)
+
+    def until(self, holds: Any, what: str) -> dict[str, Any]:
+        """The first message of which ``holds`` is true, from now on."""
+        deadline = time.monotonic() + WAIT_S
+        while (left := deadline - time.monotonic()) > 0:
+            message = json.loads(self.connection.recv(timeout=left))
+            self.seen.append(message)
+            if holds(message):
+                return dict(message)
+        raise AssertionError(f"no {what} within {WAIT_S} s: {self.seen[-3:]}")
+
+    def channel(self, name: str, kind: str | None = None) -> dict[str, Any]:
+        """The next message of a channel (of a type)."""
+
+        def holds(message: dict[str, Any]) -> bool:
+            if message.get("channel") != name:
+                return False
+            return kind is None or message["events"][0]["type"] == kind
+
+        return self.until(holds, f"{name} {kind}")
+
+    def order(self, **wanted: Any) -> dict[str, Any]:
+        """The next user message's order with these fields."""
+
+        def holds(message: dict[str, Any]) -> bool:
+            orders = [o for event in message.get("events", []) for o in event.get("orders", [])]
+            return any(all(order[k] == v for k, v in wanted.items()) for order in orders)
+
+        message = self.until(holds, str(wanted))
+        return dict(message["events"][0]["orders"][0])
+
+
+def token(simulator: Simulator, file: str = "cdp_key.json") -> str:
+    """A token for one WebSocket message, signed by the SDK."""
+    from coinbase.jwt_generator import build_ws_jwt
+
+    key = json.loads((simulator.state_dir / file).read_text())
+    return str(build_ws_jwt(key["name"], key["privateKey"]))
+
+
+def client(simulator: Simulator, file: str = "cdp_key.json") -> Any:
+    """The SDK's own REST client with one of the simulator's keys; the caller closes its session."""
+    from coinbase.rest import RESTClient
+
+    key = json.loads((simulator.state_dir / file).read_text())
+    made = RESTClient(key["name"], key["privateKey"], base_url=simulator.host_port, timeout=10)
+    made.session.trust_env = False
+    made.session.verify = str(simulator.state_dir / "ca.pem")
+    return made
