@@ -73,7 +73,7 @@ def close_position(request: Request) -> shapes.Json:
     """POST /orders/close_position: positions are of futures; there is none in a spot product, so it is refused."""
     text_of(request, "client_order_id", CLIENT_ORDER_ID_MAX)
     name = known(request.body.get("product_id"))
-    answer = shapes.order_refused(Refusal("INVALID_REQUEST", f"product_id: {name} has no position to close"), None)
+    answer = shapes.order_refused(Refusal("CANNOT_CLOSE_ZERO_POSITION", f"product_id: {name} has no position"), None)
     return {field: value for field, value in answer.items() if field not in ("order_id", "failure_reason")}
 
 

@@ -988,10 +988,10 @@ _TICKER_FIELDS: Final = {
 }
 # Empty where there is no quote: recorded on a product whose market had closed for the day.
 _QUOTE_FIELDS: Final = {
-    "best_bid": may(DECIMAL, ""),
-    "best_bid_quantity": may(DECIMAL, ""),
-    "best_ask": may(DECIMAL, ""),
-    "best_ask_quantity": may(DECIMAL, ""),
+    "best_bid": may(POSITIVE, ""),
+    "best_bid_quantity": may(AMOUNT_TEXT, ""),
+    "best_ask": may(POSITIVE, ""),
+    "best_ask_quantity": may(AMOUNT_TEXT, ""),
 }
 USER_ORDER: Final = Shape(
     "user_order",
