@@ -14,7 +14,7 @@ from cluster.api_keys import ALL_STRATEGIES, HALT, LIMITS, RESUME, TRADE, ApiKey
 from cluster.ledger import Approval, Ledger, Proposal, Snapshot
 from cluster.limit_records import ShownChange, shown_changes
 from cluster.risk import in_units
-from strategies.model import Product, TradingState
+from strategies.model import Product, TradingState, units
 
 DESK: Final = "DESK"
 """The desk as a whole where an account is named; accounts have small letters."""
@@ -25,7 +25,8 @@ NEVER: Final = " (never overridden)"
 """Beside a rule that an override does not help against."""
 REFUSED: Final = "REFUSED"
 OVERRIDE: Final = "OVERRIDE"
-RIGHTS: Final = {"RESUME": RESUME, "LIMITS": LIMITS, OVERRIDE: LIMITS}
+ADJUST: Final = "ADJUST"
+RIGHTS: Final = {"RESUME": RESUME, "LIMITS": LIMITS, OVERRIDE: LIMITS, ADJUST: LIMITS}
 """A proposal's kind -> the scope of a key that may make, approve and refuse it; an override who may trade makes."""
 OUTCOMES: Final = {
     "NOT_FOUND": "there is no such proposal",
@@ -74,6 +75,8 @@ def scopes_of(proposal: Proposal) -> list[str]:
         return [str(proposal.payload.get("scope", ""))]
     if proposal.kind == OVERRIDE:
         return [f"strategy|{proposal.payload['order']['strategy']}", f"product|{proposal.payload['order']['product']}"]
+    if proposal.kind == ADJUST:
+        return ["account"]
     return sorted(proposal.payload.get("changes") or {})
 
 
@@ -83,6 +86,8 @@ def changes_of(proposal: Proposal, limits: Mapping[str, str], products: Mapping[
         return [ShownChange(scope, "state", None, TradingState.ACTIVE.value, "") for scope in scopes_of(proposal)]
     if proposal.kind == OVERRIDE:
         return [_terms(proposal.payload), *_rules(proposal.payload, products)]
+    if proposal.kind == ADJUST:
+        return _booked(proposal.payload, products)
     return shown_changes(limits, proposal.payload.get("changes") or {}, products)
 
 
@@ -94,6 +99,17 @@ def _terms(payload: Mapping[str, Any]) -> ShownChange:
     words += [f"strategy {terms['strategy']}"] + ([f"version {terms['version']}"] if terms["version"] else [])
     words += [name.replace("_", "-") for name in ("post_only", "reduce_only") if terms[name] == "1"]
     return ShownChange(f"order {payload['id']}", "accepted", None, ", ".join(words), "")
+
+
+def _booked(payload: Mapping[str, Any], products: Mapping[str, Product]) -> list[ShownChange]:
+    """What came or went without an order: cash, and positions with what they are entered at."""
+    found = [ShownChange("account", "cash", None, f"{units(int(payload['cash'])):+f}", "")]
+    for name, change in payload["positions"].items():
+        product, lots = products.get(name), int(change["lots"])
+        quantity = f"{product.quantity(lots):+f}" if product else f"{lots:+d} lots"
+        cost = f"{quantity} at a cost of {units(int(change['cost'])):f}"
+        found.append(ShownChange(f"product|{name}", "position", None, cost, product.base_currency if product else ""))
+    return found
 
 
 def in_digits(number: str) -> str:

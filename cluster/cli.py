@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from cluster import cli_accounts, cli_arm, cli_audit, cli_keys, cli_limits, cli_orders, cli_research, cli_risk, local
+from cluster import cli_accounts, cli_arm, cli_audit, cli_keys, cli_limits, cli_orders, cli_reconcile, cli_research, cli_risk, local
+from cluster.cli_session import session
 from cluster.console import FAILED, JsonOption, command, console, errors, print_json, print_table
 from conf.settings import Settings, load_settings
 
@@ -24,7 +25,9 @@ app.add_typer(cli_limits.limits, name="limits")
 app.add_typer(cli_keys.keys, name="keys")
 app.add_typer(cli_orders.orders, name="orders")
 app.add_typer(cli_accounts.accounts, name="accounts")
+app.add_typer(session, name="session")
 app.add_typer(cli_arm.arm, name="arm")
+app.command("reconcile")(cli_reconcile.reconcile)
 app.command("ingest")(cli_research.ingest)
 app.command("backtest")(cli_research.backtest)
 app.command("sweep")(cli_research.sweep)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from cluster.ledger import Ledger, Snapshot
 from cluster.venue import Balance, Venue, VenueOrder
-from strategies.model import OrderStatus, Product, units
+from strategies.model import OrderStatus, Product, micros_exact, units
 
 # Cash is kept in millionths, and the venue's fees and values may have more decimals: each fill may round by one. A cent
 # is ten thousand of them, far more than ever adds up, and nothing anybody would miss.
@@ -70,6 +70,37 @@ class Comparison:
         """As JSON has it."""
         counts = {verdict.lower(): sum(line.verdict is verdict for line in self.lines) for verdict in Verdict}
         return {"account": self.account, "at_ns": self.at_ns, **counts, "lines": [asdict(line) for line in self.lines]}
+
+
+class NothingToBook(ValueError):
+    """There is no difference of cash or positions that could be booked."""
+
+
+def adjustment(
+    comparison: Comparison, snapshot: Snapshot, products: Mapping[str, Product]
+) -> tuple[int, dict[str, tuple[int, int]]]:
+    """What to book so that the books say what the venue does: cash in micros, {product: (lots, cost in micros)}.
+
+    For what came or went without an order. Coins that came are entered at the reference bid. Raises
+    ``NothingToBook``.
+    """
+    cash, positions = 0, {}
+    for line in comparison.lines:
+        if line.verdict is not Verdict.BREAK or line.kind not in {"cash", "position"}:
+            continue
+        difference = Decimal(line.venue) - Decimal(line.ledger)
+        if line.kind == "cash":
+            cash += micros_exact(difference)
+            continue
+        traded = [name.removeprefix("product|") for name in snapshot.limits if name.startswith("product|")]
+        product = next(products[name] for name in sorted(traded) if products[name].base_currency == line.name)
+        lots = int((difference / product.base_increment).to_integral_value(ROUND_FLOOR))
+        reference = snapshot.reference.get(product.product_id)
+        bid = product.price(int(reference.split()[0])) if reference else Decimal(0)
+        positions[product.product_id] = (lots, micros_exact(product.quantity(lots) * bid))
+    if not cash and not positions:
+        raise NothingToBook("the books and the venue agree on cash and positions, so there is nothing to book")
+    return cash, positions
 
 
 async def compare(ledger: Ledger, venue: Venue, account: str, ask: Ask) -> Comparison:

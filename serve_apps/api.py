@@ -36,9 +36,11 @@ from serve_apps import (
     api_pnl,
     api_problems,
     api_progress,
+    api_reconciliation,
     api_research,
     api_results,
     api_risk,
+    api_sessions,
     api_venue,
 )
 from serve_apps.api_access import Desk
@@ -62,10 +64,12 @@ _ROOMS: Final = (
     api_arming,
     api_limits,
     api_approvals,
+    api_reconciliation,
     api_research,
     api_backtests,
     api_progress,
     api_results,
+    api_sessions,
 )
 
 logger = logging.getLogger("ray.serve")

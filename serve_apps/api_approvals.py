@@ -95,7 +95,7 @@ class ProposalView(Shape):
     """What waits, or waited, for a second person."""
 
     id: str = Field(examples=["main.17"])
-    kind: Literal["RESUME", "LIMITS", "OVERRIDE"]
+    kind: Literal["RESUME", "LIMITS", "OVERRIDE", "ADJUST"]
     account: str | None = Field(description="null: the desk as a whole", examples=["main"])
     status: Literal["PENDING", "APPLIED", "REFUSED", "EXPIRED", "USED"] = Field(
         description="an override that is APPLIED lets its order through until it expires, and is USED by that"

@@ -23,6 +23,7 @@ _REFERENCE: Final = "#/components/schemas/{model}"
 _TAGS: Final = [
     {"name": "orders", "description": "Pre-trade risk: three replicas decide and reserve in one atomic step."},
     {"name": "accounts", "description": "What accounts hold, risk and have earned; who is watched by the dead man."},
+    {"name": "reconciliation", "description": "The books against the venue, line by line."},
     {"name": "venue", "description": "The venue's own view, cached within the request budget, with its age."},
     {
         "name": "kill switch",
@@ -31,6 +32,7 @@ _TAGS: Final = [
     {"name": "limits", "description": "Risk limits in force, their changes and their history."},
     {"name": "approvals", "description": "What waits for a second person, and alerts."},
     {"name": "backtests", "description": "Backtests and sweeps as Ray jobs."},
+    {"name": "sessions", "description": "Strategies on live bars, each a Ray job with a key of its own."},
     {"name": "health", "description": "Whether the desk may be used, and every part of it in detail."},
 ]
 

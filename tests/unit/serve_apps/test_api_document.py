@@ -110,7 +110,7 @@ def test_every_answer_has_a_schema(document: dict[str, Any]) -> None:
 def test_the_routes_of_orders_are_part_of_it(document: dict[str, Any]) -> None:
     paths = document["paths"]
     assert set(paths["/v1/orders"]) == {"get", "post"}
-    assert set(paths["/v1/orders/{client_order_id}"]) == {"get", "delete"}
+    assert set(paths["/v1/orders/{client_order_id}"]) == {"get", "delete", "patch"}
     assert set(paths["/v1/orders/check"]) == {"post"}
     for path in ("/v1/orders", "/v1/orders/check"):
         body = paths[path]["post"]["requestBody"]["content"]["application/json"]
