@@ -161,6 +161,10 @@ class KeyRing:
         self._proved[presented] = key
         return key
 
+    async def make(self, name: str, scopes: Sequence[str], accounts: Sequence[str], **more: Any) -> SecretStr:
+        """A new key that this ring will know: ``create_key`` with its ledger and pepper."""
+        return await create_key(self._ledger, self._pepper, name, scopes, accounts, **more)
+
     def _prove(self, presented: str) -> ApiKey | None:
         match = _KEY.fullmatch(presented)
         record = self._records.get(match["id"]) if match else None
