@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from ray import serve
@@ -52,14 +53,19 @@ class DeadMan:
         *,
         clock: Clock | None = None,
         ask: Callable[..., Awaitable[Any]] = asyncio.to_thread,
+        note: Path | None = None,
     ) -> None:
-        """Watch over ``settings.account``; ``make_venue`` is called at the first trip and after its key was refused."""
+        """Watch over ``settings.account``; ``make_venue`` is called at the first trip and after its key was refused.
+
+        ``note`` is a file in which a trip is remembered while the ledger, where it stands too, is down.
+        """
         self._ledger = ledger
         self._make_venue = make_venue
         self._venue: Venue | None = None
         self._account = settings.account
         self._clock = clock or HostClock()
         self._ask = ask
+        self._note = note
         self._watch = Watch(settings.account, settings.deadman_s)
         self._trip: Trip | None = None
         self._tripped_s = 0.0
@@ -69,6 +75,8 @@ class DeadMan:
         self._trips = 0
         self._recovered = False
         self._told: set[str] = set()
+        if (reason := self._noted()) is not None:
+            self._go_on("", reason)
 
     @property
     def phase(self) -> Phase:
@@ -89,6 +97,7 @@ class DeadMan:
         trip = self._watch.look(self._clock.monotonic_s(), beats)
         if trip is not None:
             self._begin(trip)
+            self._write_note(trip.reason)
         if self.phase is Phase.CANCELLING:
             await self._cancel_and_halt(beats)
         elif self.phase is Phase.TRIPPED and beats is not None:
@@ -115,11 +124,36 @@ class DeadMan:
         if last.get("account") != self._account or self.phase is not Phase.WAITING:
             return
         if last.get("phase") == Phase.CANCELLING:
-            self._watch.phase = Phase.CANCELLING
-            self._begin(Trip(str(last.get("part", "")), str(last.get("reason", "a dead man was interrupted"))))
+            self._go_on(str(last.get("part", "")), str(last.get("reason", "")))
         elif last.get("phase") == Phase.TRIPPED:
             self._watch.tripped()
             self._trip = Trip(str(last.get("part", "")), str(last.get("reason", "")))
+
+    def _go_on(self, part: str, reason: str) -> None:
+        self._watch.phase = Phase.CANCELLING
+        self._begin(Trip(part, reason))
+
+    def _noted(self) -> str | None:
+        """Why the dead man before us has tripped, where it was killed before it was done."""
+        try:
+            return self._note.read_text(encoding="utf-8") if self._note else None
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            logger.warning("DEADMAN: the note of a trip cannot be read: %s", error)
+            return "a dead man was interrupted"
+
+    def _write_note(self, reason: str | None) -> None:
+        if self._note is None:
+            return
+        try:
+            if reason is None:
+                self._note.unlink(missing_ok=True)
+            else:
+                self._note.write_text(reason, encoding="utf-8")
+        except OSError as error:
+            # A full disk must not keep orders from being cancelled.
+            self._tell(f"the note of the trip is not written: {error}")
 
     # -- tripped -------------------------------------------------------------------------------------------------------
 
@@ -132,6 +166,7 @@ class DeadMan:
         settled = self._clock.monotonic_s() - self._tripped_s >= SETTLED_S
         if empty and halted and settled and beats is not None and await self._end_traders(beats):
             self._watch.tripped()
+            self._write_note(None)
             logger.critical("DEADMAN: account %s has no order left at the venue and is halted", self._account)
 
     async def _cancel_round(self) -> bool:
@@ -273,7 +308,8 @@ class DeadManService:
         if account not in load_limits(settings.limits_file).accounts:
             raise RuntimeError(f"execution.account: {account} has no limits in {settings.limits_file}")
         self._ledger = Ledger.connect(settings, load_secrets(settings))
-        self._deadman = DeadMan(self._ledger, lambda: venue_of(settings), settings.execution)
+        note = settings.state_dir / "deadman.tripped"
+        self._deadman = DeadMan(self._ledger, lambda: venue_of(settings), settings.execution, note=note)
         self._task: asyncio.Task[None] | None = None
 
     async def check_health(self) -> None:

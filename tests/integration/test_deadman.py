@@ -66,9 +66,11 @@ def clock() -> TestClock:
     return TestClock()
 
 
-def deadman_of(ledger: Ledger, simulator: Simulator, clock: TestClock, timeout_s: float = 5.0) -> DeadMan:
+def deadman_of(
+    ledger: Ledger, simulator: Simulator, clock: TestClock, timeout_s: float = 5.0, note: Path | None = None
+) -> DeadMan:
     endpoint = replace(simulator.endpoint, timeout_s=timeout_s)
-    return DeadMan(ledger, lambda: Venue(endpoint, ReservedShare(1_000, 1)), SETTINGS, clock=clock)
+    return DeadMan(ledger, lambda: Venue(endpoint, ReservedShare(1_000, 1)), SETTINGS, clock=clock, note=note)
 
 
 @pytest.fixture
@@ -372,6 +374,32 @@ async def test_the_replica_watches_in_real_time_and_finds_everything_in_the_sett
             await replica.check_health()
     finally:
         await replica.close()
+
+
+async def test_killed_while_the_ledger_is_down_too_it_goes_on_by_its_own_note(
+    own_desk: tuple[Server, ApiDesk], simulator: Simulator, venue: Venue, clock: TestClock, tmp_path: Path
+) -> None:
+    server, desk = own_desk
+    await desk.open_account()
+    note = tmp_path / "deadman.tripped"
+    first = deadman_of(desk.ledger, simulator, clock, note=note)
+    await see_execution(desk.ledger, first, clock)
+    server.kill()
+    await first.step()
+    clock.now_s += LIMIT_S + 1
+    await first.step()
+    first.close()
+    rest(venue, 2)
+    second_clock = TestClock()
+    second = deadman_of(desk.ledger, simulator, second_clock, note=note)
+    await second.step()
+    assert (second.phase, venue.open_orders()) == (Phase.CANCELLING, [])
+    server.start()
+    await until(second, second_clock, Phase.TRIPPED)
+    assert await state(desk.ledger) == TradingState.CANCEL_ALL
+    second.close()
+    # Done is done: the next one starts as any other.
+    assert deadman_of(desk.ledger, simulator, clock, note=note).phase is Phase.WAITING
 
 
 async def phase(ledger: Ledger) -> str | None:
