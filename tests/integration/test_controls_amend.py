@@ -22,7 +22,7 @@ from tests.books import ACCOUNT, ASKER, KEY, PRODUCTS, Books, order
 
 pytestmark = pytest.mark.anyio
 
-SELL: Final = {"side": Side.SELL}
+SELL: Final[dict[str, Any]] = {"side": Side.SELL}
 
 
 @pytest.fixture
