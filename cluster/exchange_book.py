@@ -54,11 +54,16 @@ from strategies.model import NS_PER_S, Product, Side
 __all__ = ["Account", "Book", "Exchange", "Fees", "Level", "Rules", "SelfTrade", "SimFill", "SimOrder", "State"]
 
 OPEN_ORDERS_MAX: Final = 5_000
-ORDERS_MAX: Final = 200_000
-# A journal that has grown by so much since it was last written anew is written anew at start-up.
-COMPACT_BYTES: Final = 4_000_000
+# With so many orders in all, those that have ended are forgotten but for the newest.
+ORDERS_MAX: Final = 100_000
+ENDED_KEPT: Final = 25_000
+# A journal that has grown by so many lines since it was last written anew is written anew, at start-up and while
+# running (which takes about 20 microseconds an order).
+COMPACT_LINES_START: Final = 20_000
+COMPACT_LINES: Final = 500_000
 # After a pause of the process only this many seconds of the path are looked at again for resting orders.
 _CATCH_UP_S_MAX: Final = 3_600
+_SNAPSHOT: Final = frozenset({"snapshot", "opened", "product", "kept_order", "kept_fill"})
 _SELF_TRADE: Final = "Self trade prevention"
 
 _log = logging.getLogger(__name__)
@@ -144,8 +149,15 @@ class Exchange:
         await self._journal.synced()
 
     def compact(self) -> None:
-        """Write the journal anew as a snapshot of the present state: atomic, on disk when this returns."""
+        """Write the journal anew as a snapshot of the present state: atomic, on disk when this returns; raises
+        ``OSError``, and then the journal is as it was."""
         self._journal.replace(self.records.snapshot())
+
+    def forget(self) -> None:
+        """Forget the orders that have ended but for the newest ``ENDED_KEPT`` (their client order ids too)."""
+        with localcontext(EXACT):
+            self.records.forget(ENDED_KEPT)
+        self._compact_or_go_on()
 
     # --- what clients do to it ---
 
@@ -159,6 +171,8 @@ class Exchange:
         if known is not None:
             return known
         self.advance(now_ns)
+        if len(self.orders) >= ORDERS_MAX:
+            self.forget()
         with localcontext(EXACT):
             arrival = self._decide(ticket, now_ns, self.records.portfolio(portfolio_id))
             self._commit(arrival.events, arrival)
@@ -239,6 +253,8 @@ class Exchange:
         """Let time pass up to ``now_ns``, second by second: orders expire, are triggered and are filled."""
         now_s = now_ns // NS_PER_S
         first_s = max(self._looked_at_s + 1, now_s - _CATCH_UP_S_MAX)
+        if now_s > self._looked_at_s and self._journal.lines_since_replaced > COMPACT_LINES:
+            self._compact_or_go_on()
         self._looked_at_s = max(self._looked_at_s, now_s)
         if not self.open_orders:
             return
@@ -498,9 +514,8 @@ class Exchange:
     # --- refusing ---
 
     def _refuse_if_full(self) -> None:
-        if len(self.open_orders) >= OPEN_ORDERS_MAX or len(self.orders) >= ORDERS_MAX:
-            text = f"the simulator holds at most {OPEN_ORDERS_MAX} open orders and {ORDERS_MAX} in all"
-            raise Refusal("ORDER_ENTRY_DISABLED", text)
+        if len(self.open_orders) >= OPEN_ORDERS_MAX:
+            raise Refusal("ORDER_ENTRY_DISABLED", f"the simulator holds at most {OPEN_ORDERS_MAX} open orders")
 
     def _refuse_by_state(self, ticket: Ticket) -> None:
         """Refuse what the product's flags do not allow."""
@@ -749,15 +764,25 @@ class Exchange:
                 except (KeyError, ValueError, TypeError, IndexError, ArithmeticError) as error:
                     text = f"{self._journal.path} line {number}: {type(error).__name__}; move the file away"
                     raise JournalError(text) from None
+            snapshot = sum(event["kind"] in _SNAPSHOT for event in self._journal.past)
+            self._journal.lines_since_replaced = len(self._journal.past) - snapshot
             self._journal.past.clear()
             self._open_accounts(deposits)
             # Where each event was a line of its own, a process killed between an order and its ending left one that
             # would rest although it may not.
             torn = [o for o in self.open_orders.values() if not o.ticket.kind.rests]
             self._commit([_closed_event(o.order_id, State.CANCELLED, now_ns, "Exchange restarted") for o in torn])
-        if self._journal.length > COMPACT_BYTES:
-            self.compact()
+        if self._journal.lines_since_replaced > COMPACT_LINES_START:
+            self._compact_or_go_on()
         self._journal.sync()
+
+    def _compact_or_go_on(self) -> None:
+        try:
+            self.compact()
+        except OSError:
+            # The journal is as it was and grows on; the next try is due after as many lines again.
+            _log.exception("the journal could not be written anew")
+            self._journal.lines_since_replaced = 0
 
     def _open_accounts(self, deposits: dict[str, Decimal]) -> None:
         """All accounts when the journal is new; later those of products that came since, in every portfolio."""

@@ -31,6 +31,7 @@ class Journal:
         self.past = self._read()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self.length = os.fstat(self._file).st_size
+        self.lines_since_replaced = len(self.past)
         self._written = 0
         self._on_disk = 0
         self._syncing: asyncio.Task[None] | None = None
@@ -54,6 +55,7 @@ class Journal:
             os.ftruncate(self._file, self.length)
             raise
         self.length += len(content)
+        self.lines_since_replaced += 1
         self._written += 1
 
     def sync(self) -> None:
@@ -99,6 +101,7 @@ class Journal:
         finally:
             os.close(folder)
         self.length = os.fstat(self._file).st_size
+        self.lines_since_replaced = 0
         self._on_disk = self._written
 
     def close(self) -> None:

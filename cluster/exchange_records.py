@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
-from typing import Any, Final
+from operator import attrgetter
+from typing import Any, Final, TypeVar, overload
 
 from cluster.exchange_history import MARKETS
 from cluster.exchange_journal import Event
@@ -31,6 +33,62 @@ FLAGS: Final = (
 )
 
 
+_Entry = TypeVar("_Entry", SimOrder, SimFill)
+
+
+class Kept(Sequence[_Entry]):
+    """Entries by their ``sequence``, of which old ones may be gone.
+
+    Its length is that of all there ever were; an index or slice means sequence numbers, and finds what is left of it.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []
+        self.ever = 0
+
+    def append(self, entry: _Entry) -> None:
+        """Add the newest entry; its sequence is at least ``ever``."""
+        self._entries.append(entry)
+        self.ever = entry.sequence + 1
+
+    def forget(self, gone: Callable[[_Entry], bool]) -> None:
+        """Remove entries."""
+        self._entries = [entry for entry in self._entries if not gone(entry)]
+
+    def __len__(self) -> int:
+        return self.ever
+
+    @overload
+    def __getitem__(self, index: int) -> _Entry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[_Entry]: ...
+
+    def __getitem__(self, index: int | slice) -> _Entry | list[_Entry]:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(self.ever)
+            return self._entries[self._place(start) : self._place(stop)][::step]
+        place = index if index < 0 else self._place(index)
+        entry = self._entries[place]
+        if index >= 0 and entry.sequence != index:
+            raise IndexError(index)
+        return entry
+
+    def __iter__(self) -> Iterator[_Entry]:
+        return iter(self._entries)
+
+    def __reversed__(self) -> Iterator[_Entry]:
+        return reversed(self._entries)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == (list(other) if isinstance(other, Kept) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _place(self, sequence: int) -> int:
+        return bisect_left(self._entries, sequence, key=attrgetter("sequence"))
+
+
 class Records:
     """All state that survives a restart. The first portfolio opened is the default one (``portfolio_id`` "").
 
@@ -42,8 +100,10 @@ class Records:
         self.portfolios: dict[str, Portfolio] = {}
         self.orders: dict[str, SimOrder] = {}
         self.open_orders: dict[str, SimOrder] = {}
-        self.order_list: list[SimOrder] = []
-        self.fills: list[SimFill] = []
+        self.order_list: Kept[SimOrder] = Kept()
+        self.fills: Kept[SimFill] = Kept()
+        # Volume and fees of orders that are gone, by portfolio.
+        self.forgotten: dict[str, tuple[Decimal, Decimal]] = {}
         self.by_client_id: dict[tuple[str, str], SimOrder] = {}
         self.flags: dict[str, dict[str, bool]] = {}
         self.lines: dict[tuple[str, Side], Line] = {(p, side): Line(side) for p in MARKETS for side in Side}
@@ -98,7 +158,9 @@ class Records:
 
     def snapshot(self) -> Iterator[Event]:
         """Events that make a new ``Records`` equal to this one."""
-        yield {"kind": "snapshot", "version": 1, "priority": self._priority}
+        forgotten = {p: [plain(volume), plain(fees)] for p, (volume, fees) in self.forgotten.items()}
+        counts = {"orders": self.order_list.ever, "fills": self.fills.ever, "forgotten": forgotten}
+        yield {"kind": "snapshot", "version": 1, "priority": self._priority} | counts
         for portfolio in self.portfolios.values():
             yield opened_event(portfolio.portfolio_id, portfolio.name, list(portfolio.accounts.values()))
         for product_id, flags in self.flags.items():
@@ -107,17 +169,40 @@ class Records:
             yield _kept_order_event(order)
         first: set[str] = set()
         for fill in self.fills:
-            yield fill_event(fill) | {"kind": "kept_fill", "repeat": fill.entry_id in first}
+            kept = {"kind": "kept_fill", "sequence": fill.sequence, "repeat": fill.entry_id in first}
+            yield fill_event(fill) | kept
             first.add(fill.entry_id)
+
+    def forget(self, keep: int) -> None:
+        """Forget all orders that have ended but the newest ``keep``, and their fills; what they traded is summed up."""
+        ended = [order for order in self.order_list if not order.state.live]
+        gone = {order.order_id: order for order in ended[: max(0, len(ended) - keep)]}
+        for order in gone.values():
+            volume, fees = self.forgotten.get(order.portfolio_id, (Decimal(0), Decimal(0)))
+            self.forgotten[order.portfolio_id] = (volume + order.filled_value, fees + order.fees)
+            del self.orders[order.order_id]
+            del self.by_client_id[order.portfolio_id, order.ticket.client_order_id]
+        self.order_list.forget(lambda order: order.order_id in gone)
+        self.fills.forget(lambda fill: fill.order_id in gone)
+        self._due = [due for due in self._due if due[1] not in gone]
+        heapq.heapify(self._due)
+
+    def totals(self, portfolio_id: str) -> tuple[Decimal, Decimal]:
+        """Volume and fees of all time, in quote currency."""
+        volume, fees = self.forgotten.get(portfolio_id, (Decimal(0), Decimal(0)))
+        mine = [order for order in self.order_list if order.portfolio_id == portfolio_id]
+        return volume + sum((o.filled_value for o in mine), Decimal(0)), fees + sum((o.fees for o in mine), Decimal(0))
 
     def _begun(self, event: Event) -> None:
         if event["version"] != 1 or self.portfolios:
             raise ValueError("a snapshot of another version, or not at the beginning")
         self._priority = event["priority"]
+        self.order_list.ever, self.fills.ever = event["orders"], event["fills"]
+        self.forgotten = {p: (Decimal(v), Decimal(fees)) for p, (v, fees) in event["forgotten"].items()}
 
     def _kept_order(self, event: Event) -> None:
         order = SimOrder(
-            sequence=len(self.order_list),
+            sequence=event["sequence"],
             order_id=event["order_id"],
             portfolio_id=event["portfolio_id"],
             ticket=ticket_of(event),
@@ -145,7 +230,7 @@ class Records:
 
     def _kept_fill(self, event: Event) -> None:
         order = self.orders[event["order_id"]]
-        fill = _fill(event, order, len(self.fills))
+        fill = _fill(event, order, event["sequence"])
         self.fills.append(fill)
         if not event["repeat"]:
             order.fills.append(fill)
@@ -387,6 +472,7 @@ def _fill(event: Event, order: SimOrder, sequence: int) -> SimFill:
 def _kept_order_event(order: SimOrder) -> Event:
     return ticket_fields(order.ticket) | {
         "kind": "kept_order",
+        "sequence": order.sequence,
         "order_id": order.order_id,
         "portfolio_id": order.portfolio_id,
         "created_ns": order.created_ns,

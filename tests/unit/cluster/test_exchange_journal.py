@@ -289,10 +289,73 @@ def test_a_journal_that_has_grown_is_compacted_when_it_is_opened(
 ) -> None:
     exchange = opened(tmp_path)
     busy(exchange)
-    monkeypatch.setattr(exchange_book, "COMPACT_BYTES", 1_000)
+    monkeypatch.setattr(exchange_book, "COMPACT_LINES_START", 5)
     again = opened(tmp_path, pinned=False)
     assert (tmp_path / "journal.jsonl").read_bytes().startswith(b'{"kind":"snapshot"')
     assert picture(again) == picture(exchange)
+
+
+def test_a_journal_that_grows_while_the_exchange_runs_is_compacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange_book, "COMPACT_LINES", 50)
+    exchange = opened(tmp_path)
+    order = limit(exchange, "BUY", "0.001", "50000.00")
+    for step in range(1, 200):
+        exchange.amend(order.order_id, f"0.00{step % 2 + 1}", "50000.00", NOW_NS + step * SECOND_NS // 10)
+    assert len((tmp_path / "journal.jsonl").read_bytes().splitlines()) < 120
+    assert len(order.edits) == 199
+    assert picture(opened(tmp_path, pinned=False)) == picture(exchange)
+
+
+def test_a_compaction_for_which_there_is_no_room_is_tried_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = opened(tmp_path)
+    busy(exchange)
+    monkeypatch.setattr(exchange_book, "COMPACT_LINES_START", 5)
+
+    def broken(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cluster.exchange_journal.os.replace", broken)
+        assert picture(opened(tmp_path, pinned=False)) == picture(exchange)
+    opened(tmp_path, pinned=False)
+    assert (tmp_path / "journal.jsonl").read_bytes().startswith(b'{"kind":"snapshot"')
+
+
+# --- forgetting ---
+
+
+def test_orders_that_ended_long_ago_are_forgotten_but_not_what_they_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange_book, "ORDERS_MAX", 20)
+    monkeypatch.setattr(exchange_book, "ENDED_KEPT", 5)
+    exchange = opened(tmp_path)
+    old = limit(exchange, "BUY", "0.5", "50000.00")
+    exchange.force_fill(old.order_id, LOT // 10, None, NOW_NS)
+    for number in range(60):
+        now_ns = NOW_NS + number * SECOND_NS
+        place(exchange, "market_market_ioc", "BUY", now_ns, base_size="0.001", client_order_id=f"m{number}")
+    assert len(exchange.orders) <= 20
+    assert len(exchange.order_list) == 61
+    assert exchange.order_list[0] is old
+    assert exchange.order_list[-1].ticket.client_order_id == "m59"
+    assert [order.sequence for order in exchange.order_list[:58]][-1] == 57
+    assert exchange.order_by_client_id("m0") is None
+    assert all(fill.order_id in exchange.orders for fill in exchange.fills)
+    volume, fees = exchange.records.totals(exchange.portfolio_id)
+    spent = exchange.records.portfolio("").accounts["USD"].total
+    assert spent == 1_000_000 - volume - fees
+    again = opened(tmp_path, pinned=False)
+    assert picture(again) == picture(exchange)
+    assert again.records.totals(again.portfolio_id) == (volume, fees)
+    with pytest.raises(IndexError):
+        exchange.order_list[1]
+    newest = place(again, "market_market_ioc", "BUY", NOW_NS + 99 * SECOND_NS, base_size="0.001", client_order_id="n")
+    assert newest.sequence == 61
 
 
 def test_a_sync_that_waits_while_the_journal_is_compacted_is_answered(
