@@ -296,14 +296,16 @@ class SessionFolder:
 
     def write_key(self, key: str) -> None:
         """Keep the key it trades with, for its owner only."""
-        temporary = self.key_file.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(key)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.key_file)
+        descriptor, name = tempfile.mkstemp(prefix=".api_key-", dir=self.path)  # made with mode 0600
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(key)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self.key_file)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
     def entrypoint(self, python: str = sys.executable) -> str:
         """The command line of its Ray job. No secret is in it: the key lies in the folder."""

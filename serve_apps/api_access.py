@@ -49,6 +49,8 @@ class Desk:
     venue: VenueReads
     # Laying out a run reads bars and expands grids in threads; two at once leave the others their turn.
     preparing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    # A session gets one key and one job however often it is asked for at the same time.
+    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
     streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STREAMS_MAX))
 
 

@@ -156,10 +156,12 @@ async def start_session(desk: TheDesk, key: Trader, response: Response, body: Se
     folder, repeat = await _prepared(desk, key, spec, body.session_id)
     if repeat and not key.may(TRADE, spec.account):
         raise forbidden(TRADE, spec.account)
-    status = _read(folder, folder.status)
-    if status.state is RunState.PENDING and status.started_ns is None:
-        await _give_key(desk, folder, key, spec)
-        await _submit(desk, folder, key)
+    async with desk.starting:
+        status = _read(folder, folder.status)
+        if status.state is RunState.PENDING and status.started_ns is None:
+            if not folder.key_file.exists():
+                await _give_key(desk, folder, key, spec)
+            await _submit(desk, folder, key)
     response.headers["location"] = f"/v1/sessions/{folder.session_id}"
     if repeat:
         response.headers["idempotent-replayed"] = "true"
@@ -232,15 +234,16 @@ async def resume_session(desk: TheDesk, key: Trader, session_id: SessionPath) ->
     """Start a failed or stopped session again: it goes on behind its last bar. Any other is left as it is."""
     folder = _find(desk, session_id)
     spec = _require(key, TRADE, folder)
-    status, _ = await _settled(desk, folder)
-    if status.state in {RunState.FAILED, RunState.STOPPED}:
-        await _require_limits(desk, key, spec)
-        await _require_room(desk)
-        with _refusals():
-            await asyncio.to_thread(require_alone, folder.path.parent, folder.session_id, spec)
-        await _give_key(desk, folder, key, spec)
-        await asyncio.to_thread(_reopen, folder)
-        await _submit(desk, folder, key, again=True)
+    async with desk.starting:
+        status, _ = await _settled(desk, folder)
+        if status.state in {RunState.FAILED, RunState.STOPPED}:
+            await _require_limits(desk, key, spec)
+            await _require_room(desk)
+            with _refusals():
+                await asyncio.to_thread(require_alone, folder.path.parent, folder.session_id, spec)
+            await _give_key(desk, folder, key, spec)
+            await asyncio.to_thread(_reopen, folder)
+            await _submit(desk, folder, key, again=True)
     return await _view_of(desk, folder)
 
 
