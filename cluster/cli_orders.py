@@ -60,6 +60,41 @@ def orders_submit(
         raise typer.Exit(FAILED)
 
 
+@orders.command("preview")
+@command
+def orders_preview(
+    product: str = ProductOption,
+    side: str = SideOption,
+    quantity: str = QuantityOption,
+    limit_price: str | None = LimitPriceOption,
+    time_in_force: str | None = TimeInForceOption,
+    post_only: bool = PostOnlyOption,
+    stop_price: str | None = StopPriceOption,
+    bracket: bool = BracketOption,
+    end_time: str | None = EndTimeOption,
+    strategy: str = StrategyOption,
+    account: str = AccountOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Ask the venue what an order would come to. Nothing is sent. Exit code 1 where the venue would not take it."""
+    body = order_body(product, side, quantity, limit_price, strategy, account)
+    body |= _optional(time_in_force, post_only, stop_price, end_time, bracket)
+    status, answer = call("POST", "/v1/preview", json={"order": body})
+    if as_json:
+        print_json(answer)
+    elif status == 200:
+        rows = [[name, answer[name]] for name in ("quantity", "notional", "fee", "best_bid", "best_ask")]
+        rows += [["would be refused", error] for error in answer["errors"]]
+        rows += [["warning", warning] for warning in answer["warnings"]]
+        print_table(
+            f"{body['side']} {quantity} {body['product_id']} ({answer['data_source']})", ["what", "value>"], rows
+        )
+    else:
+        _print_problem(answer)
+    if status != 200 or answer["errors"]:
+        raise typer.Exit(FAILED)
+
+
 @orders.command("override")
 @command
 def orders_override(

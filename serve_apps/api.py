@@ -5,6 +5,7 @@ Nothing here blocks the event loop: files of size and Ray's Jobs API are read in
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Final
@@ -21,6 +22,7 @@ from cluster.local import ray_token
 from cluster.market_data import BarStore
 from cluster.ray_jobs import RayJobs
 from cluster.venue import Venue
+from cluster.venue_budget import SharedBudget
 from cluster.venue_endpoint import configured_endpoint
 from conf.settings import SIMULATED, Secrets, Settings, load_secrets, load_settings
 from serve_apps import (
@@ -34,6 +36,7 @@ from serve_apps import (
     api_heartbeats,
     api_limits,
     api_pnl,
+    api_preview,
     api_problems,
     api_progress,
     api_reconciliation,
@@ -59,6 +62,7 @@ _ROOMS: Final = (
     api_pnl,
     api_exposures,
     api_venue,
+    api_preview,
     api_heartbeats,
     api_risk,
     api_arming,
@@ -111,8 +115,13 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
 
 
 def read_venue(settings: Settings, secrets: Secrets, ledger: Ledger) -> Venue:
-    """The settings' venue on the request budget that all processes share; raises ``EndpointError``."""
-    return Venue(configured_endpoint(settings, secrets))
+    """The settings' venue on the request budget that all processes share; raises ``EndpointError``.
+
+    To be called on the loop that ``ledger`` lives on.
+    """
+    venue = settings.venue
+    budget = SharedBudget(ledger, asyncio.get_running_loop(), venue.requests_per_s, venue.cancel_share)
+    return Venue(configured_endpoint(settings, secrets), budget)
 
 
 def ray_jobs(settings: Settings) -> RayJobs | None:

@@ -215,11 +215,11 @@ async def override(desk: TheDesk, key: Trader, request: OverrideRequest) -> Prop
     denials turned into warnings of level OVERRIDDEN. Halts, prices that are missing or stale, limits that are missing,
     money or holdings that are not there, and what may not be traded at all stand; so do rates.
     """
-    order = _order(request.order)
+    order = order_in(request.order)
     if not key.may(TRADE, order.account, order.strategy):
         raise forbidden(TRADE, order.account)
     await account_snapshot(desk, key, order.account, TRADE)
-    product = await _known_product(desk, order)
+    product = await known_product(desk, order)
     try:
         proposal = await desk.ledger.propose_override(
             order, product, key.key_id, key.person, request.reason, request.expires_s
@@ -229,7 +229,7 @@ async def override(desk: TheDesk, key: Trader, request: OverrideRequest) -> Prop
     return await proposal_view(desk, proposal)
 
 
-def _order(body: Mapping[str, bool | str | None]) -> Order:
+def order_in(body: Mapping[str, bool | str | None]) -> Order:
     try:
         return read_order(json.dumps(body).encode())
     except InvalidOrder as error:
@@ -237,7 +237,7 @@ def _order(body: Mapping[str, bool | str | None]) -> Order:
         raise Problem(400, "INVALID_ORDER", f"{field}: {error.rule}", {"field": field, "rule": error.rule}) from None
 
 
-async def _known_product(desk: Desk, order: Order) -> Product:
+async def known_product(desk: Desk, order: Order) -> Product:
     """The order's product, none of whose own rules it breaks."""
     product = (await desk.ledger.products()).get(order.product_id)
     found = [in_units(asdict(denial), product) for denial in check_order(order, product)]

@@ -229,21 +229,21 @@ class VenueBook(OfVenue):
     asks: list[Level]
 
 
-_FAILING: Final = {
+FAILING: Final = {
     "_502": "the venue's answer is of no use: VENUE_UNAUTHORISED, VENUE_GARBAGE; nothing older is known",
     "_503": "VENUE_UNAVAILABLE, VENUE_THROTTLED, VENUE_NOT_CONFIGURED: nothing older is known; RISK_UNAVAILABLE",
 }
 
 
-@router.get("/accounts", responses=problems(**_FAILING))
+@router.get("/accounts", responses=problems(**FAILING))
 async def list_venue_accounts(desk: TheDesk, key: Reader) -> VenueAccounts:
     """The venue's accounts, one for each currency."""
     answer = await _accounts(desk, key)
     rows = [VenueAccount(uuid=one.uuid, currency=one.currency, **_amounts([one])) for one in answer.value]
-    return VenueAccounts(accounts=sorted(rows, key=lambda row: (row.currency, row.uuid)), **_head(desk, answer))
+    return VenueAccounts(accounts=sorted(rows, key=lambda row: (row.currency, row.uuid)), **head_of(desk, answer))
 
 
-@router.get("/balances", responses=problems(**_FAILING))
+@router.get("/balances", responses=problems(**FAILING))
 async def list_venue_balances(desk: TheDesk, key: Reader) -> VenueBalances:
     """What is held at the venue, currency by currency."""
     answer = await _accounts(desk, key)
@@ -251,18 +251,18 @@ async def list_venue_balances(desk: TheDesk, key: Reader) -> VenueBalances:
     for one in answer.value:
         held.setdefault(one.currency, []).append(one)
     rows = [VenueBalance(currency=currency, **_amounts(held[currency])) for currency in sorted(held)]
-    return VenueBalances(balances=[row for row in rows if Decimal(row.total)], **_head(desk, answer))
+    return VenueBalances(balances=[row for row in rows if Decimal(row.total)], **head_of(desk, answer))
 
 
-@router.get("/portfolios", responses=problems(**_FAILING))
+@router.get("/portfolios", responses=problems(**FAILING))
 async def list_venue_portfolios(desk: TheDesk, key: Reader) -> VenuePortfolios:
     """The user's portfolios at the venue."""
     _require_own(desk, key)
     answer = await _asked(desk, "portfolios", PORTFOLIOS_S, lambda venue: venue.portfolios())
-    return VenuePortfolios(portfolios=[_portfolio(one) for one in answer.value], **_head(desk, answer))
+    return VenuePortfolios(portfolios=[_portfolio(one) for one in answer.value], **head_of(desk, answer))
 
 
-@router.get("/products", responses=problems(**_FAILING))
+@router.get("/products", responses=problems(**FAILING))
 async def list_venue_products(
     desk: TheDesk,
     _: Reader,
@@ -273,27 +273,27 @@ async def list_venue_products(
     answer = await _products(desk)
     found = [product for _, product in sorted(answer.value.items()) if quote in {None, product.quote_currency}]
     rows = [_product(product) for product in found if tradable in {None, product.tradable}]
-    return VenueProducts(products=rows, **_head(desk, answer))
+    return VenueProducts(products=rows, **head_of(desk, answer))
 
 
-@router.get("/products/{product_id}", responses=problems(404, **_FAILING))
+@router.get("/products/{product_id}", responses=problems(404, **FAILING))
 async def show_venue_product(desk: TheDesk, _: Reader, product_id: ProductPath) -> OneVenueProduct:
     """One product."""
     answer = await _products(desk)
-    return OneVenueProduct(product=_product(_known(answer.value, product_id)), **_head(desk, answer))
+    return OneVenueProduct(product=_product(_known(answer.value, product_id)), **head_of(desk, answer))
 
 
-@router.get("/fees", responses=problems(**_FAILING))
+@router.get("/fees", responses=problems(**FAILING))
 async def show_venue_fees(desk: TheDesk, key: Reader) -> VenueFees:
     """The fee tier orders are charged by."""
     _require_own(desk, key)
     answer = await _asked(desk, "fees", FEES_S, lambda venue: venue.fee_tier())
     tier = answer.value
     rates = {"maker_rate": _text(tier.maker_rate), "taker_rate": _text(tier.taker_rate), "volume": _text(tier.volume)}
-    return VenueFees(tier=tier.name, **rates, **_head(desk, answer))
+    return VenueFees(tier=tier.name, **rates, **head_of(desk, answer))
 
 
-@router.get("/fills", responses=problems(**_FAILING))
+@router.get("/fills", responses=problems(**FAILING))
 async def list_venue_fills(
     desk: TheDesk,
     key: Reader,
@@ -316,10 +316,10 @@ async def list_venue_fills(
         cursor,
     )
     rows = [_fill(one) for one in answer.value.items]
-    return VenueFills(fills=rows, cursor=answer.value.cursor or None, **_head(desk, answer))
+    return VenueFills(fills=rows, cursor=answer.value.cursor or None, **head_of(desk, answer))
 
 
-@router.get("/orders", responses=problems(**_FAILING))
+@router.get("/orders", responses=problems(**FAILING))
 async def list_venue_orders(
     desk: TheDesk,
     key: Reader,
@@ -336,7 +336,7 @@ async def list_venue_orders(
         listed = await _asked(desk, "open orders", OPEN_ORDERS_S, lambda venue: venue.open_orders())
         wanted = [one for one in listed.value if product_id in {None, one.product_id}]
         page = _page([one for one in wanted if _within(one.created_ns, since_ns, until_ns)], limit, cursor)
-        head = _head(desk, listed)
+        head = head_of(desk, listed)
     else:
         statuses = None if status == "any" else [OrderStatus(status.upper())]
         products = [product_id] if product_id else None
@@ -347,11 +347,11 @@ async def list_venue_orders(
             lambda venue: venue.orders_page(products, statuses, since_ns, until_ns, limit, cursor),
             cursor,
         )
-        page, head = answer.value, _head(desk, answer)
+        page, head = answer.value, head_of(desk, answer)
     return VenueOrders(orders=[_order(one) for one in page.items], cursor=page.cursor or None, **head)
 
 
-@router.get("/book/{product_id}", responses=problems(404, **_FAILING))
+@router.get("/book/{product_id}", responses=problems(404, **FAILING))
 async def show_venue_book(
     desk: TheDesk, _: Reader, product_id: ProductPath, levels: Annotated[int, Query(ge=1, le=LEVELS_MAX)] = 20
 ) -> VenueBook:
@@ -363,7 +363,7 @@ async def show_venue_book(
     bids, asks = (
         [Level(price=_text(price), size=_text(size)) for price, size in side[:levels]] for side in _sides(book)
     )
-    return VenueBook(product_id=product_id, ts_ns=book.ts_ns, bids=bids, asks=asks, **_head(desk, answer))
+    return VenueBook(product_id=product_id, ts_ns=book.ts_ns, bids=bids, asks=asks, **head_of(desk, answer))
 
 
 # -- asking ------------------------------------------------------------------------------------------------------------
@@ -380,12 +380,12 @@ async def _asked(
             raise invalid_request(
                 "cursor", cursor, "expected the cursor of the page before, with the same filters"
             ) from None
-        raise _problem(error) from None
+        raise problem_of(error) from None
     except VenueError as error:
-        raise _problem(error) from None
+        raise problem_of(error) from None
 
 
-def _problem(error: VenueError) -> Problem:
+def problem_of(error: VenueError) -> Problem:
     """Why the venue could not be asked; its own text stays inside."""
     if isinstance(error, EndpointError):
         return Problem(503, "VENUE_NOT_CONFIGURED", told(error), headers={"retry-after": "5"})
@@ -448,7 +448,7 @@ def _within(ns: int, since_ns: int | None, until_ns: int | None) -> bool:
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def _head(desk: Desk, answer: Answer[Any]) -> dict[str, Any]:
+def head_of(desk: Desk, answer: Answer[Any]) -> dict[str, Any]:
     """The fields of ``OfVenue``."""
     return {
         "data_source": desk.settings.data_source,

@@ -21,7 +21,7 @@ COMMANDS = [
     "risk status", "risk halt", "risk resume", "risk approvals", "risk approve", "risk refuse", "risk alerts",
     "risk watch", "risk verify", "limits show", "limits set", "limits proposals", "limits approve", "limits refuse",
     "limits history", "keys create", "keys list", "keys revoke", "orders submit", "orders ls", "orders cancel",
-    "orders override", "orders amend", "reconcile",
+    "orders override", "orders amend", "orders preview", "reconcile",
     "accounts balances", "accounts portfolios", "accounts products", "accounts fees", "accounts fills",
     "accounts orders", "accounts book", "arm live", "arm show", "arm off",
     "session start", "session stop", "session resume", "session list", "session show", "session watch",
