@@ -91,7 +91,7 @@ class Carrier:
         if not first and status != OrderStatus.SENT:
             return True
         again = not first and entry.client_order_id not in self._never_reached
-        if again and context.age_s(fields) < context.settled_s:
+        if again and context.quiet_s(entry.client_order_id) < context.settled_s:
             # An attempt before us may still be on its way; sending now could make it two.
             return False
         return await self._submit(order_of(entry.client_order_id, context.account, fields), again)
@@ -103,12 +103,15 @@ class Carrier:
             known = await context.ask(self._venue.order_by_client_id, order_id) if again else None
             # From here on the venue may have it, whatever we hear.
             self._never_reached.discard(order_id)
+            context.tried(order_id)
             venue_order_id = known.venue_order_id if known else await context.ask(self._venue.create_order, order)
         except VenueRejected as error:
+            context.answered(order_id)
             await self._ledger.release(context.account, context.epoch, order_id, OrderStatus.REJECTED, str(error))
             context.count("rejected")
             return True
         except VenueUnknown as error:
+            context.tried(order_id)
             context.failed(f"no answer about order {order_id}", error)
             await self._ledger.ack(context.account, context.epoch, order_id, OrderStatus.UNKNOWN)
             context.count("unknown")
@@ -118,6 +121,7 @@ class Carrier:
             if not again:
                 self._never_reached.add(order_id)
             return False
+        context.answered(order_id)
         await self._ledger.ack(context.account, context.epoch, order_id, OrderStatus.OPEN, venue_order_id)
         context.count("submitted")
         self._told()

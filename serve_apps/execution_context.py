@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -69,15 +69,32 @@ class ExecutionContext:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTED, 0))
     # Calls the venue has failed since the ledger was last told.
     venue_failures: int = 0
+    # When this process last had a request about an order under way; of one before us, it may be until now.
+    _tried_s: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin now."""
+        self._began_s = self.clock.monotonic_s()
 
     def failed(self, what: str, error: VenueError) -> None:
         """Note that a call failed; a rejection is an answer, everything else says that the venue is not well."""
         self.venue_failures += not isinstance(error, VenueRejected)
         logger.warning("%s: %s", what, error)
 
-    def age_s(self, fields: Mapping[str, str]) -> float:
-        """Seconds since an order's record last changed."""
-        return self.clock.time_s() - int(fields["changed_us"]) / 1e6
+    def tried(self, order_id: str) -> None:
+        """Note that a request to place this order is under way now."""
+        self._tried_s[order_id] = self.clock.monotonic_s()
+
+    def answered(self, order_id: str) -> None:
+        """Note that the venue has said what became of this order."""
+        self._tried_s.pop(order_id, None)
+
+    def quiet_s(self, order_id: str) -> float:
+        """Seconds since a request to place this order can last have left.
+
+        By this process's own clock: the ledger's stamps are of another, and one of the two may be set meanwhile.
+        """
+        return self.clock.monotonic_s() - self._tried_s.get(order_id, self._began_s)
 
     def count(self, what: str, by: int = 1) -> None:
         """Once more of what the heartbeat shows."""

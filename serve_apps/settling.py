@@ -95,11 +95,13 @@ class Settler:
     async def sweep(self) -> None:
         """Orders nobody will send any more (their outbox entry is gone) are ended, once the venue was asked."""
         context = self._context
-        queued = await self._ledger.queued(context.account)
+        queued, now_us = await self._ledger.queued(context.account), await self._ledger.time_ns() // 1000
         for fields in await self._ledger.open_orders(context.account):
             name, status = fields["client_order_id"], OrderStatus(fields["status"])
             lost = status in {OrderStatus.RESERVED, OrderStatus.SENT} and name not in queued
-            if not lost or context.age_s(fields) < ORPHAN_AFTER * context.settled_s:
+            # Both are stamps of the ledger's clock, and this process's own says how long it has been looking.
+            quiet_s = min(context.quiet_s(name), (now_us - int(fields["changed_us"])) / 1e6)
+            if not lost or quiet_s < ORPHAN_AFTER * context.settled_s:
                 continue
             if status is OrderStatus.RESERVED:
                 # Whoever sends now is told by mark_sent that it is too late.
@@ -193,7 +195,9 @@ class Settler:
             order = theirs.get(fields["client_order_id"])
             if order is not None:
                 await self._settle_known(fields, order)
-            elif fields["status"] == OrderStatus.UNKNOWN and self._context.age_s(fields) > self._context.settled_s:
+                continue
+            quiet_s = self._context.quiet_s(fields["client_order_id"])
+            if fields["status"] == OrderStatus.UNKNOWN and quiet_s > self._context.settled_s:
                 await self._settle_missing(fields)
 
     async def _settle_known(self, fields: Fields, theirs: VenueOrder) -> None:
@@ -231,6 +235,7 @@ class Settler:
             await self._ack(name, found)
             return
         reason = "the venue gave no answer and does not know the order"
+        context.answered(name)
         await self._ledger.release(context.account, context.epoch, name, OrderStatus.REJECTED, reason)
         context.count("rejected")
 
