@@ -52,9 +52,7 @@ def get_portfolio(request: Request, portfolio_id: str) -> shapes.Json:
 def transaction_summary(request: Request) -> shapes.Json:
     """GET /transaction_summary: of all time, not of the last month."""
     exchange, own = request.exchange, request.portfolio
-    orders = [order for order in exchange.order_list if order.portfolio_id == own]
-    volume = sum((order.filled_value for order in orders), Decimal(0))
-    paid = sum((order.fees for order in orders), Decimal(0))
+    volume, paid = exchange.records.totals(own)
     balance = sum((_worth(request, entry) for entry in _own(request).accounts.values()), Decimal(0))
     return shapes.transaction_summary(volume, paid, balance, exchange.fees)
 

@@ -63,6 +63,7 @@ COMPACT_LINES_START: Final = 20_000
 COMPACT_LINES: Final = 500_000
 # After a pause of the process only this many seconds of the path are looked at again for resting orders.
 _CATCH_UP_S_MAX: Final = 3_600
+_JITTER_S: Final = 2
 _SNAPSHOT: Final = frozenset({"snapshot", "opened", "product", "kept_order", "kept_fill"})
 _SELF_TRADE: Final = "Self trade prevention"
 
@@ -255,7 +256,9 @@ class Exchange:
         first_s = max(self._looked_at_s + 1, now_s - _CATCH_UP_S_MAX)
         if now_s > self._looked_at_s and self._journal.lines_since_replaced > COMPACT_LINES:
             self._compact_or_go_on()
-        self._looked_at_s = max(self._looked_at_s, now_s)
+        # A clock that was set back counts from there; a request that was read a moment ago does not set it back.
+        back = now_s < self._looked_at_s - _JITTER_S
+        self._looked_at_s = now_s if back else max(self._looked_at_s, now_s)
         if not self.open_orders:
             return
         with localcontext(EXACT):

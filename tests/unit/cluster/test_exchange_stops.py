@@ -156,6 +156,17 @@ def test_the_path_itself_triggers_a_stop(tmp_path: Path) -> None:
     pytest.fail("the path never fell; choose another time")
 
 
+def test_a_clock_that_is_set_back_does_not_stop_the_path(exchange: Exchange) -> None:
+    """Found with the simulator's clock skew: after an hour ahead nothing was triggered for an hour."""
+    exchange.advance(NOW_NS + 3_600 * SECOND_NS)
+    order = limit(exchange, "BUY", "0.01", "59990.00")
+    exchange._pinned["BTC-USD"] = 5_980_000  # the path falls, nobody pushes
+    exchange.advance(NOW_NS)
+    assert state(order) is State.OPEN
+    exchange.advance(NOW_NS + SECOND_NS)
+    assert state(order) is State.FILLED
+
+
 # --- brackets ---
 
 
