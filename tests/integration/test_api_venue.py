@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.api_keys import HALT, READ
-from cluster.ledger import Ledger
+from cluster.ledger import DESK_BASE, Ledger
 from conf.settings import RedisSettings, Settings, VenueSettings
 from strategies.model import Order, OrderType, Side, TimeInForce
 from tests.api_desk import ApiDesk, open_desk
@@ -236,6 +236,19 @@ async def test_a_venue_that_goes_away_leaves_what_is_known_with_a_warning_and_el
         assert (missing.status_code, missing.json()["code"]) == (503, "VENUE_UNAVAILABLE")
         assert "retry-after" in missing.headers
         assert simulator.host_port not in missing.text + answer["warning"]
+
+
+async def test_looking_costs_the_budget_that_all_processes_share(desk: ApiDesk) -> None:
+    async def due() -> Any:
+        return await desk.ledger._direct("HGETALL", f"{DESK_BASE}:venue_budget")
+
+    assert not await due()
+    await body(desk, "fees")
+    counted = await due()
+    assert counted
+    for _ in range(3):
+        await body(desk, "fees")
+    assert await due() == counted
 
 
 async def test_without_a_key_file_the_desk_says_that_the_venue_is_not_configured(
