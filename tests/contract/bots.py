@@ -207,29 +207,33 @@ def ws_bot(
         "on_open": listener.on_open,
         "on_close": listener.on_close,
     }
-    client: Any = kind(base_url=f"wss://{simulator.host_port}", timeout=10, **keys, **(given | options))
-    with verified_connections(simulator) if verified else contextlib.nullcontext():
-        client.open()
-        try:
-            yield client, listener
-        finally:
-            _stop(client)
-
-
-@contextlib.contextmanager
-def verified_connections(simulator: Simulator) -> Iterator[None]:
-    """Let the SDK's connections verify: it makes its context itself, so its ``connect`` is given another."""
-    trusted = ssl.create_default_context(cafile=str(simulator.state_dir / "ca.pem"))
-    bare = websockets.connect
-
-    def connect(*arguments: Any, **given: Any) -> Any:
-        return bare(*arguments, **(given | {"ssl": trusted}))
-
-    websockets.connect = connect  # type: ignore[assignment]
+    made = verified_client(kind, trusted(simulator)) if verified else kind
+    client: Any = made(base_url=f"wss://{simulator.host_port}", timeout=10, **keys, **(given | options))
+    client.open()
     try:
-        yield
+        yield client, listener
     finally:
-        websockets.connect = bare
+        _stop(client)
+
+
+def trusted(simulator: Simulator) -> ssl.SSLContext:
+    """A context that trusts the simulator alone."""
+    return ssl.create_default_context(cafile=str(simulator.state_dir / "ca.pem"))
+
+
+def verified_client(kind: type[WSClient | WSUserClient], context: ssl.SSLContext) -> Any:
+    """The SDK's client with a context that verifies: it makes its own at each connection, so that one is exchanged."""
+
+    class Verified(kind):  # type: ignore[misc, valid-type]
+        async def open_async(self) -> None:
+            bare = websockets.connect
+            websockets.connect = lambda *given, **named: bare(*given, **(named | {"ssl": context}))  # type: ignore
+            try:
+                await super().open_async()
+            finally:
+                websockets.connect = bare
+
+    return Verified
 
 
 def _stop(client: Any) -> None:
