@@ -20,6 +20,10 @@ from strategies.model import OrderStatus, Product, micros_exact, units
 # Cash is kept in millionths, and the venue's fees and values may have more decimals: each fill may round by one. A cent
 # is ten thousand of them, far more than ever adds up, and nothing anybody would miss.
 CASH_TOLERANCE_MICROS: Final = 10_000
+FILLS_LATE: Final = "fills that are not listed yet"
+STATE_LATE: Final = "the venue's state is behind its fills"
+PASSING: Final = frozenset({FILLS_LATE, STATE_LATE})
+"""Explanations that hold for a moment only."""
 Ask = Callable[..., Awaitable[Any]]
 
 
@@ -160,9 +164,9 @@ def _order_line(fields: Mapping[str, str], order: VenueOrder, product: Product |
     if (order.product_id, order.side) != (fields["product"], fields["side"]):
         return Line("order", name, ours, theirs, Verdict.BREAK, "another product or side")
     if filled < order.filled_quantity:
-        return Line("order", name, ours, theirs, Verdict.EXPLAINED, "fills that are not listed yet")
+        return Line("order", name, ours, theirs, Verdict.EXPLAINED, FILLS_LATE)
     if filled > order.filled_quantity:
-        return Line("order", name, ours, theirs, Verdict.EXPLAINED, "the venue's state is behind its fills")
+        return Line("order", name, ours, theirs, Verdict.EXPLAINED, STATE_LATE)
     if order.quantity is not None and order.quantity != Decimal(fields["quantity"]):
         explained = bool(fields.get("amend"))
         verdict = Verdict.EXPLAINED if explained else Verdict.BREAK

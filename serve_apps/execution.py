@@ -25,7 +25,7 @@ from cluster.audit_log import AuditMoved
 from cluster.clock_check import Clock, HostClock, compare_clocks
 from cluster.ledger import EnvironmentMixed, Ledger, LedgerError, LedgerUnavailable, Snapshot, StaleEpoch
 from cluster.limit_records import account_records, calendar_record, desk_records
-from cluster.reconcile import Comparison, compare
+from cluster.reconcile import PASSING, Comparison, Verdict, compare
 from cluster.venue import EndpointError, Venue, VenueError, VenueOrder, VenueUnavailable, check_key
 from cluster.venue_endpoint import configured_endpoint
 from cluster.venue_stream import VenueStream
@@ -50,6 +50,9 @@ SETTLE_ALL_S: Final = 5.0
 # A difference is looked at again before it counts: the venue's lists are not all of one instant.
 RECONCILE_TRIES: Final = 4
 RECONCILE_AGAIN_S: Final = 1.0
+RECONCILE_PAUSE_S: Final = 1.0
+# The venue's lists may be behind one another, but not for so long.
+EXPLAINED_S_MAX: Final = 60.0
 EMPTY_INTERVAL_S: Final = 1.0
 # A token of ours begins "now" by our clock, and the venue refuses one that has not begun (control 50: one second).
 CLOCK_SKEW_S_MAX: Final = 1.0
@@ -99,6 +102,9 @@ class Execution:
         self._settler = Settler(self._context)
         self._carrier = Carrier(self._context, self._told)
         self._reconciled_at = float("-inf")
+        self._differing = asyncio.Event()
+        # Since when a difference has been explained by what should be over in a moment.
+        self._explained_since: dict[str, float] = {}
         # The scopes whose orders the venue has shown to be gone since they were to be cancelled.
         self._emptied: set[str] = set()
 
@@ -110,7 +116,7 @@ class Execution:
                 group.create_task(self._every(self._settings.reference_interval_s, self._refresh_references))
                 group.create_task(self._every(self._settings.reference_interval_s, self._beat))
                 group.create_task(self._every(self._settings.reference_interval_s, self._watch))
-                group.create_task(self._every(self._settings.reconcile_interval_s, self._reconcile_again))
+                group.create_task(self._keep_reconciled())
                 group.create_task(self._every(EMPTY_INTERVAL_S, self._empty_again))
                 group.create_task(self._every(ANCHOR_INTERVAL_S, self._anchor))
                 group.create_task(self._every(ARCHIVE_INTERVAL_S, self._archive))
@@ -207,9 +213,9 @@ class Execution:
             found = await compare(self._ledger, self._venue, self._account, self._ask)
             if not found.breaks and not found.explained:
                 break
-        if found.breaks:
-            logger.error("the books of %s and the venue differ: %s", self._account, "; ".join(found.breaks))
-            await self._ledger.recon_break(self._account, self._context.epoch, found.breaks)
+        if breaks := [*found.breaks, *self._too_long_explained(found)]:
+            logger.error("the books of %s and the venue differ: %s", self._account, "; ".join(breaks))
+            await self._ledger.recon_break(self._account, self._context.epoch, breaks)
         await self._ledger.beat(f"reconcile|{self._account}", found.view())
         await self._check_clocks()
         self._reconciled_at = self._clock.monotonic_s()
@@ -223,6 +229,23 @@ class Execution:
             logger.error("the clocks differ: %s", skew)
             reason = f"CLOCK_SKEW: {skew}"
             await self._ledger.tighten(self._account, "account", TradingState.REDUCING, "execution", reason)
+
+    def _too_long_explained(self, found: Comparison) -> list[str]:
+        """Differences that were to be over in a moment and are not; what is on its way takes as long as it takes."""
+        now_s = self._clock.monotonic_s()
+        passing = [line for line in found.lines if line.verdict is Verdict.EXPLAINED and line.kind == "order"]
+        names = [line.name for line in passing if line.why in PASSING]
+        self._explained_since = {name: self._explained_since.get(name, now_s) for name in names}
+        late = {name for name, since_s in self._explained_since.items() if now_s - since_s > EXPLAINED_S_MAX}
+        return [str(line) for line in passing if line.name in late]
+
+    async def _keep_reconciled(self) -> None:
+        """Every half minute, and when a channel was lost: what was missed may be more than orders."""
+        while True:
+            await heard_or_later(self._differing, self._settings.reconcile_interval_s)
+            await self._reconcile_again()
+            # Channels that come and go must not use up the requests.
+            await asyncio.sleep(RECONCILE_PAUSE_S)
 
     async def _reconcile_again(self) -> None:
         try:
@@ -256,6 +279,8 @@ class Execution:
             due = resync or not self._live.heard or self._clock.monotonic_s() - settled_at >= SETTLE_ALL_S
             try:
                 await self._settler.settle_changed(updates)
+                if resync:
+                    self._differing.set()
                 if due:
                     await self._settler.settle(thorough=resync)
                     settled_at = self._clock.monotonic_s()
