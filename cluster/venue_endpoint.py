@@ -121,14 +121,15 @@ class VenueEndpoint:
             raise EndpointError(f"ca_file: {self.ca_file} is not a file")
 
     def _check_environment(self, host: str) -> None:
-        """Host, flag and key must belong to the environment: a paper key is refused by every real host."""
+        """Host, flag and key must belong to the environment: keys of simulators and real ones never meet a stranger."""
         sandbox = any("sandbox" in label for label in host.split("."))
         found: Environment = "paper" if self.simulated else "sandbox" if sandbox else "live"
         if self.environment not in (None, found):
             raise EndpointError(f"environment: {self.host_port} is {found}, expected {self.environment}")
         object.__setattr__(self, "environment", found)
-        if not self.simulated and (self.key_name or "").startswith(SIMULATED_KEY):
-            raise EndpointError(f"key_name: a key of the simulator must not go to {self.host_port}")
+        if self.key_name is not None and self.key_name.startswith(SIMULATED_KEY) is not self.simulated:
+            kind = "a real key" if self.simulated else "a key of a simulator"
+            raise EndpointError(f"key_name: {kind} must not go to {self.host_port}, which is {found}")
 
     @property
     def market_stream(self) -> str:

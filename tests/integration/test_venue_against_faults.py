@@ -22,6 +22,7 @@ import pytest
 
 from cluster.exchange_keys import open_credentials
 from cluster.venue import (
+    EndpointError,
     Venue,
     VenueEndpoint,
     VenueError,
@@ -32,6 +33,7 @@ from cluster.venue import (
     VenueUnauthorised,
     VenueUnavailable,
     VenueUnknown,
+    check_key,
     simulator_endpoint,
 )
 from strategies.model import Granularity, Order, OrderType, Side, TimeInForce
@@ -225,6 +227,211 @@ def test_a_cancel_without_a_clear_answer_is_in_doubt(venue: Venue, server: Fault
         server.script = [answer]
         with pytest.raises(VenueUnknown):
             venue.cancel(["v-1"])
+
+
+# --- edits and previews ---
+
+LISTED = {
+    "order_id": "v-1",
+    "client_order_id": "mine-1",
+    "product_id": "BTC-USD",
+    "side": "BUY",
+    "status": "OPEN",
+    "filled_size": "0",
+    "average_filled_price": "0",
+    "total_fees": "0",
+    "created_time": "2026-01-01T00:00:00Z",
+}
+
+
+def listed(**configuration: str) -> bytes:
+    whole = {"base_size": "2", "limit_price": "100", "post_only": False} | configuration
+    return http(200, {"order": LISTED | {"order_configuration": {"limit_limit_gtc": whole}}})
+
+
+def edit(venue: Venue) -> None:
+    venue.edit("v-1", Decimal("2.0"), Decimal(100))
+
+
+def test_an_edit_is_sent_once_with_what_the_order_shall_be(venue: Venue, server: FaultyServer) -> None:
+    server.script = [http(200, {"success": True, "errors": []})]
+    venue.edit("v-1", Decimal("2.50"), Decimal("1E+2"), Decimal(90))
+    edit(venue)
+    bodies = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in server.requests]
+    assert bodies[0] == {"order_id": "v-1", "size": "2.5", "price": "100", "stop_price": "90"}
+    assert bodies[1] == {"order_id": "v-1", "size": "2", "price": "100"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["close", "hang", "reset", HTML, http(200, {}), http(200, {"success": "yes"}), http(500, {}), http(409, {})],
+)
+def test_an_edit_without_a_clear_answer_is_in_doubt_and_was_sent_once(
+    venue: Venue, server: FaultyServer, answer: bytes | str
+) -> None:
+    server.script = [answer]
+    with pytest.raises(VenueUnknown):
+        edit(venue)
+    assert len(server.requests) == 1
+
+
+REFUSED = {"success": False, "errors": [{"edit_failure_reason": "CANNOT_EDIT_TO_BELOW_FILLED_SIZE"}]}
+EQUAL = http(200, {"success": False, "errors": [{"edit_failure_reason": "EDIT_REQUEST_EQUAL_TO_ORIGINAL_REQUEST"}]})
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "code"),
+    [
+        (http(200, REFUSED), VenueRejected, "CANNOT_EDIT_TO_BELOW_FILLED_SIZE"),
+        (http(404, {"error": "NOT_FOUND"}), VenueRejected, "HTTP_404"),
+        (http(400, {"error": "INVALID_ARGUMENT"}), VenueRejected, "INVALID_ARGUMENT"),
+        (http(401, ""), VenueUnauthorised, ""),
+        (http(429, {}), VenueThrottled, ""),
+    ],
+)
+def test_an_edit_the_venue_surely_did_not_make_is_not_in_doubt(
+    venue: Venue, server: FaultyServer, answer: bytes, error: type[VenueError], code: str
+) -> None:
+    server.script = [answer]
+    with pytest.raises(error) as raised:
+        edit(venue)
+    assert getattr(raised.value, "code", "") == code
+
+
+def test_an_edit_repeated_after_doubt_is_done_if_the_order_is_as_it_was_to_be(
+    venue: Venue, server: FaultyServer
+) -> None:
+    server.script = [EQUAL, listed()]
+    edit(venue)
+    for other in (listed(base_size="3"), listed(limit_price="101"), http(200, {"order": LISTED})):
+        server.script = [EQUAL, other]
+        with pytest.raises(VenueRejected, match="EQUAL_TO_ORIGINAL"):
+            edit(venue)
+    server.script = [EQUAL, http(404, {})]
+    with pytest.raises(VenueUnknown):
+        edit(venue)
+
+
+@pytest.mark.parametrize("wrong", [Decimal(0), Decimal(-1), Decimal("NaN"), Decimal("Infinity"), Decimal("1E+30")])
+def test_an_edit_that_makes_no_sense_is_not_sent(venue: Venue, server: FaultyServer, wrong: Decimal) -> None:
+    good = Decimal(1)
+    for amounts in ((wrong, good, None), (good, wrong, None), (good, good, wrong)):
+        with pytest.raises(VenueRejected, match="INVALID_ORDER"):
+            venue.edit("v-1", *amounts)
+    with pytest.raises(VenueNotFound):
+        venue.edit("../v-1", good, good)
+    assert server.requests == []
+
+
+def test_a_preview_is_asked_again_and_places_nothing(venue: Venue, server: FaultyServer) -> None:
+    preview = {"order_total": "10", "commission_total": "0.1", "errs": ["PREVIEW_X"], "warning": []}
+    preview |= {"base_size": "0.1", "best_bid": "99", "best_ask": "100"}
+    server.script = ["close", http(503, {}), http(200, preview)]
+    found = venue.preview(ORDER)
+    assert (found.notional, found.fee, found.errors) == (Decimal(10), Decimal("0.1"), ("PREVIEW_X",))
+    assert {request.split(b" ")[1] for request in server.requests} == {b"/api/v3/brokerage/orders/preview"}
+    assert b"client_order_id" not in server.requests[-1]
+    server.script = ["close"]
+    with pytest.raises(VenueUnavailable):
+        venue.preview(ORDER)
+
+
+# --- answers about something else ---
+
+
+def test_an_answer_about_another_order_or_product_is_garbage(venue: Venue, server: FaultyServer) -> None:
+    server.script = [listed()]
+    assert venue.order("v-1").quantity == Decimal(2)
+    with pytest.raises(VenueGarbage, match="about another"):
+        venue.order("v-2")
+    book = {"product_id": "ETH-USD", "bids": [], "asks": [], "time": "2026-01-01T00:00:00Z"}
+    server.script = [http(200, {"pricebook": book})]
+    assert venue.product_book("ETH-USD", 5).bids == ()
+    with pytest.raises(VenueGarbage, match="ETH-USD"):
+        venue.product_book("BTC-USD", 5)
+
+
+def test_fills_that_were_not_asked_for_are_dropped_and_many_orders_are_asked_for_in_parts(
+    venue: Venue, server: FaultyServer
+) -> None:
+    def fill(order_id: str) -> dict[str, str]:
+        kept = {name: LISTED[name] for name in ("client_order_id", "product_id", "side")}
+        amounts = {"price": "1", "size": "1", "commission": "0", "liquidity_indicator": "MAKER"}
+        return (
+            kept | amounts | {"trade_id": f"t-{order_id}", "order_id": order_id, "trade_time": "2026-01-01T00:00:00Z"}
+        )
+
+    server.script = [listed()]
+    venue.order("v-1")
+    server.requests.clear()
+    server.script = [http(200, {"fills": [fill("v-1"), fill("v-2")], "cursor": ""})]
+    assert [each.venue_order_id for each in venue.fills(["v-1", "v-1"])] == ["v-1"]
+    assert server.requests[0].count(b"order_ids=") == 1
+    server.requests.clear()
+    server.script = [http(200, {"fills": [], "cursor": ""})]
+    assert venue.fills([f"v-{number}" for number in range(250)]) == []
+    assert [request.count(b"order_ids=") for request in server.requests] == [100, 100, 50]
+    server.requests.clear()
+    assert venue.fills([]) == []
+    assert server.requests == []
+
+
+def test_open_orders_are_those_that_can_still_execute_wherever_they_move_meanwhile(
+    venue: Venue, server: FaultyServer
+) -> None:
+    def page(*orders: tuple[str, str]) -> bytes:
+        return http(200, {"orders": [LISTED | {"order_id": o, "status": s} for o, s in orders], "has_next": False})
+
+    # v-2 leaves the book to be edited, v-3 enters it, each between two questions.
+    server.script = [page(("v-3", "QUEUED")), page(("v-1", "OPEN"), ("v-3", "OPEN")), page(("v-2", "EDIT_QUEUED"))]
+    found = {order.venue_order_id: order.raw_status for order in venue.open_orders()}
+    assert found == {"v-1": "OPEN", "v-2": "EDIT_QUEUED", "v-3": "OPEN"}
+    asked = [
+        sorted(part.split("=")[1] for part in _query(r) if part.startswith("order_status")) for r in server.requests
+    ]
+    assert asked == [["CANCEL_QUEUED", "EDIT_QUEUED", "PENDING", "QUEUED"], ["OPEN"], asked[0]]
+
+
+def _query(request: bytes) -> list[str]:
+    return request.split(b" ")[1].decode().partition("?")[2].split("&")
+
+
+# --- what the key may do ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "allow_transfer", "refusal"),
+    [
+        ({}, False, ""),
+        ({"can_transfer": True}, False, "move funds"),
+        ({"can_transfer": True}, True, ""),
+        ({"can_trade": False}, True, "lacks the permission"),
+        ({"can_view": False}, True, "lacks the permission"),
+    ],
+)
+def test_a_live_key_that_may_move_funds_is_refused_unless_allowed(
+    venue: Venue, server: FaultyServer, changes: dict[str, bool], allow_transfer: bool, refusal: str
+) -> None:
+    permissions = {"can_view": True, "can_trade": True, "can_transfer": False, "portfolio_uuid": "p"}
+    server.script = [http(200, permissions | changes)]
+    # The one difference between this simulated venue and the live one that matters here.
+    object.__setattr__(venue.endpoint, "environment", "live")
+    if refusal:
+        with pytest.raises(EndpointError, match=refusal):
+            check_key(venue, allow_transfer)
+    else:
+        found = check_key(venue, allow_transfer)
+        assert found is not None
+        assert found.portfolio_uuid == "p"
+
+
+def test_a_paper_key_may_transfer_and_the_sandbox_is_not_asked(venue: Venue, server: FaultyServer) -> None:
+    server.script = [http(200, {"can_view": True, "can_trade": True, "can_transfer": True})]
+    assert check_key(venue, allow_transfer=False) is not None
+    object.__setattr__(venue.endpoint, "environment", "sandbox")
+    server.requests.clear()
+    assert check_key(venue, allow_transfer=False) is None
+    assert server.requests == []
 
 
 # --- reads ---

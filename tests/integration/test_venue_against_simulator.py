@@ -28,6 +28,7 @@ from cluster.venue import (
     VenueUnavailable,
     simulator_endpoint,
 )
+from cluster.venue_endpoint import SIMULATED_KEY
 from strategies.model import NS_PER_S, Granularity, Order, OrderStatus, OrderType, Side, TimeInForce
 from tests.simulator import Simulator, running_simulator, start_simulator
 
@@ -359,7 +360,13 @@ def test_no_secret_and_no_token_in_logs_or_errors(simulator: Simulator, caplog: 
         lambda: venue.order("nobody"),
         lambda: venue.create_order(order(quantity=Decimal(10**6))),
         Venue(
-            VenueEndpoint(simulator.host_port, "x", SecretStr(secret), simulator.state_dir / "ca.pem", simulated=True)
+            VenueEndpoint(
+                simulator.host_port,
+                f"{SIMULATED_KEY}/nobody",
+                SecretStr(secret),
+                simulator.state_dir / "ca.pem",
+                simulated=True,
+            )
         ).accounts,
     ):
         with pytest.raises((VenueNotFound, VenueRejected, VenueUnauthorised)) as error:

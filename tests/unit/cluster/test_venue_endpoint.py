@@ -105,6 +105,13 @@ def test_a_key_of_the_simulator_goes_to_no_real_host(host_port: str) -> None:
         VenueEndpoint(host_port, name, SecretStr(ES256))
 
 
+@pytest.mark.parametrize("name", ["organizations/1-2-3/apiKeys/4", "me", "", "x/organizations/simulated"])
+def test_a_real_key_goes_to_no_simulator(name: str) -> None:
+    assert VenueEndpoint("api.coinbase.com", name, SecretStr(ES256)).environment == "live"
+    with pytest.raises(EndpointError, match="key_name: a real key must not go to"):
+        VenueEndpoint("127.0.0.1:1", name, SecretStr(ES256), simulated=True)
+
+
 def test_streams_belong_to_the_environment() -> None:
     live = VenueEndpoint("api.coinbase.com")
     assert live.market_stream == "advanced-trade-ws.coinbase.com:443"
