@@ -29,6 +29,7 @@ from cluster.exchange_history import MARKETS
 from cluster.exchange_keys import ApiKey, Credentials, Unauthorised, check_token
 from cluster.exchange_limits import Allowance, RateLimits
 from cluster.exchange_request import Answer, Floor, Request, RequestError, bad
+from cluster.exchange_tape import Tape
 from cluster.exchange_wire import cut
 from cluster.exchange_ws import Hub
 from strategies.model import NS_PER_S
@@ -56,6 +57,7 @@ class Face:
         clock: Callable[[], int] = time.time_ns,
         faults: Faults | None = None,
         limits: RateLimits | None = None,
+        tape: Tape | None = None,
     ) -> None:
         """``first_s`` is where candle history begins; ``clock`` gives nanoseconds UTC."""
         self.exchange = exchange
@@ -65,7 +67,7 @@ class Face:
         self.faults = faults or Faults()
         self.limits = limits or RateLimits()
         self._offset_ns = 0
-        self.hub = Hub(exchange, credentials, first_s, self.now_ns, self.faults)
+        self.hub = Hub(exchange, credentials, first_s, self.now_ns, self.faults, tape=tape)
         self._floor = Floor(exchange, first_s)
         self._answers: dict[int, int] = {}
 

@@ -1,8 +1,9 @@
-"""A local exchange that speaks Coinbase Advanced Trade's REST over TLS: the real SDK works against it unchanged.
+"""A local exchange that speaks Coinbase Advanced Trade over TLS, REST and WebSocket: the real SDK works unchanged.
 
-``python -m cluster.exchange_sim --port N --state-dir DIR``. Everything it serves is SIMULATED and every answer says so
-(header ``X-Simulated: 1``). This file is the process: options, port, certificates, signals. Its parts:
-``exchange_http`` (paths), ``exchange_book`` (matching), ``exchange_history`` (prices), ``exchange_keys`` (TLS, tokens).
+``python -m cluster.exchange_sim --port N --state-dir DIR`` or ``desk exchange``. Everything it serves is SIMULATED, and
+every answer says so (header ``X-Simulated: 1``). This file is the process: options, port, certificates, signals. Its
+parts: ``exchange_http`` (paths), ``exchange_ws`` (channels), ``exchange_book`` (matching), ``exchange_history`` and
+``exchange_replay`` (prices), ``exchange_keys`` (TLS, tokens), ``exchange_faults`` (faults on demand).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
@@ -29,13 +30,15 @@ from typing import Final
 import uvicorn
 import uvloop
 
-from cluster.exchange_book import Exchange, Fees
+from cluster.exchange_book import Exchange, Fees, Rules, SelfTrade
 from cluster.exchange_faults import Faults
 from cluster.exchange_history import DAY_S, History
 from cluster.exchange_http import Face
 from cluster.exchange_journal import Journal, JournalError
-from cluster.exchange_keys import KeyFileError, open_credentials
+from cluster.exchange_keys import Credentials, KeyFileError, open_credentials
 from cluster.exchange_limits import RateLimits
+from cluster.exchange_replay import ReplayError, ReplayHistory, open_recordings
+from cluster.exchange_tape import TapeError, read_tape
 from cluster.exchange_wire import HttpProtocol, WebSocketProtocol
 
 _STOP_S_MAX: Final = 0.3
@@ -56,37 +59,70 @@ class _Server(uvicorn.Server):
         yield
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the simulator until SIGTERM or SIGINT; 2 where it cannot start."""
+def main(arguments: list[str] | None = None, started: Callable[[str], None] | None = None) -> int:
+    """Run the simulator until SIGTERM or SIGINT; 2 where it cannot start.
+
+    ``started`` is told the address (host:port) once connections are taken; without it one line says it.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         with _locked(options.state_dir):
-            uvloop.run(_serve(options))
-    except (StartError, KeyFileError, JournalError) as error:
+            uvloop.run(_serve(options, started or _say))
+    except (StartError, KeyFileError, JournalError, ReplayError, TapeError) as error:
         print(f"exchange simulator: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-async def _serve(options: argparse.Namespace) -> None:
+async def _serve(options: argparse.Namespace, started: Callable[[str], None]) -> None:
     now = dt.datetime.now(dt.UTC)
     credentials = open_credentials(options.state_dir, now, options.portfolio)
-    first_s = (int(now.timestamp()) - options.history_days * DAY_S) // DAY_S * DAY_S
+    listener = _listen(options.host, options.port)
+    journal = Journal(options.state_dir / "journal.jsonl")
+    face = _face(options, credentials, journal, int(now.timestamp()))
+    server = _Server(_configuration(face, credentials))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, server, loop)
+    host_port = f"{options.host}:{listener.getsockname()[1]}"
+    _write_address(options.state_dir, host_port)
+    started(host_port)
+    running = [asyncio.create_task(each) for each in (_tick(face), face.hub.run(), face.hub.play())]
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for task in running:
+            task.cancel()
+        journal.close()
+
+
+def _face(options: argparse.Namespace, credentials: Credentials, journal: Journal, now_s: int) -> Face:
+    """The exchange behind its face, as the options want it; raises ``StartError`` and what reading files raises."""
+    first_s = (now_s - options.history_days * DAY_S) // DAY_S * DAY_S
     if first_s < 0:
         raise StartError(f"--history-days {options.history_days}: history begins in 1970; choose fewer days")
     deposits = {name: getattr(options, name.lower()) for name in ("USD", "BTC", "ETH", "SOL")}
     fees = Fees(options.taker_fee_bps, options.maker_fee_bps)
-    listener = _listen(options.host, options.port)
-    journal = Journal(options.state_dir / "journal.jsonl")
-    exchange = Exchange(History(options.seed), journal, deposits, fees, time.time_ns())
+    rules = Rules(SelfTrade(options.stp), options.reject_duplicates, options.cancel_delay_ms * 1_000_000)
+    recordings = open_recordings(options.replay, now_s // DAY_S * DAY_S, options.replay_day)
+    history = ReplayHistory(options.seed, recordings) if recordings else History(options.seed)
+    exchange = Exchange(history, journal, deposits, fees, time.time_ns(), rules)
     for name in options.portfolio:
         if all(portfolio.name != name for portfolio in exchange.portfolios.values()):
             exchange.open_portfolio(name, deposits)
-    host_port = f"{options.host}:{listener.getsockname()[1]}"
-    faults, limits = Faults(options.seed), RateLimits(options.requests_per_s, options.public_requests_per_s)
-    face = Face(exchange, credentials, first_s, faults=faults, limits=limits)
-    config = uvicorn.Config(
+    return Face(
+        exchange,
+        credentials,
+        first_s,
+        faults=Faults(options.seed),
+        limits=RateLimits(options.requests_per_s, options.public_requests_per_s),
+        tape=read_tape(options.tape) if options.tape else None,
+    )
+
+
+def _configuration(face: Face, credentials: Credentials) -> uvicorn.Config:
+    return uvicorn.Config(
         face,
         http=HttpProtocol,
         ws=WebSocketProtocol,
@@ -102,19 +138,10 @@ async def _serve(options: argparse.Namespace) -> None:
         ssl_certfile=credentials.certificate_file,
         ssl_keyfile=str(credentials.certificate_key_file),
     )
-    server = _Server(config)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, server, loop)
-    _write_address(options.state_dir, host_port)
+
+
+def _say(host_port: str) -> None:
     print(f"exchange simulator (SIMULATED): https://{host_port}", flush=True)
-    running = [asyncio.create_task(_tick(face)), asyncio.create_task(face.hub.run())]
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        for task in running:
-            task.cancel()
-        journal.close()
 
 
 async def _tick(face: Face) -> None:
@@ -173,9 +200,9 @@ def _write_address(folder: Path, host_port: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cluster.exchange_sim",
-        description="A local exchange that speaks Coinbase Advanced Trade's REST over TLS. Everything is SIMULATED.",
+        description="A local exchange that speaks Coinbase Advanced Trade over TLS. Everything is SIMULATED.",
         epilog="Clients trust DIR/ca.pem and sign with DIR/cdp_key.json; DIR/address.json tells host and port. "
-        "For tests, POST /sim/price (token in DIR/sim_token) pins the mid of a product.",
+        "For tests there is a control surface under /sim/ (token in DIR/sim_token): see desk exchange --help.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=_port, default=8443, help="TCP port, 0 = a free one (default %(default)s)")
@@ -188,6 +215,29 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}", type=_amount, default=Decimal(amount), help=f"{name.upper()} on a new account ({amount})"
         )
+    parser.add_argument(
+        "--replay",
+        action="append",
+        default=[],
+        metavar="[PRODUCT=]FILE",
+        help="recorded candles as the price path: Advanced Trade JSON, CSV or Lean zip; may be repeated",
+    )
+    parser.add_argument(
+        "--replay-day", type=_day, help="the recorded day that is played today (YYYY-MM-DD; default the last one)"
+    )
+    parser.add_argument("--tape", type=Path, help="recorded WebSocket messages, told to listeners of their products")
+    parser.add_argument(
+        "--stp",
+        choices=[each.value for each in SelfTrade],
+        default=SelfTrade.CANCEL_NEWEST.value,
+        help="where own orders would meet (default %(default)s)",
+    )
+    parser.add_argument(
+        "--reject-duplicates", action="store_true", help="refuse a known client_order_id instead of answering again"
+    )
+    parser.add_argument(
+        "--cancel-delay-ms", type=_delay_ms, default=0, help="how long an order is CANCEL_QUEUED (default 0)"
+    )
     for name, bps in (("taker", "60"), ("maker", "40")):
         help_text = f"{name} fee in basis points ({bps})"
         parser.add_argument(f"--{name}-fee-bps", type=_fee_bps, default=Decimal(bps), help=help_text)
@@ -218,6 +268,17 @@ def _name(text: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9]{0,19}", text) or text in {"view", "ed25519"}:
         raise argparse.ArgumentTypeError(f"expected at most 20 small letters and digits, was {text!r}")
     return text
+
+
+def _day(text: str) -> dt.date:
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a day as YYYY-MM-DD, was {text!r}") from None
+
+
+def _delay_ms(text: str) -> int:
+    return _bounded(text, 0, 600_000)
 
 
 def _days(text: str) -> int:

@@ -25,6 +25,7 @@ from cluster.exchange_book import Book, Exchange
 from cluster.exchange_faults import SPOILERS, Faults, Rule, spoil
 from cluster.exchange_history import DAY_S, MARKETS
 from cluster.exchange_keys import Credentials, Unauthorised, check_stream_token
+from cluster.exchange_tape import Tape
 from cluster.exchange_wire import cut
 from strategies.model import NS_PER_S, Granularity
 
@@ -33,6 +34,7 @@ CHANNELS: Final = ("heartbeats", "user", *PRODUCT_CHANNELS)
 SUBSCRIBE_S_MAX: Final = 5.0
 IDLE_S: Final = (60.0, 90.0)
 TICK_S: Final = 0.25
+TAPE_S: Final = 0.02
 # A client that reads nothing is let go when this many messages wait for it (a second of everything is about 20).
 QUEUE_MAX: Final = 2_000
 SESSIONS_MAX: Final = 200
@@ -109,8 +111,10 @@ class Hub:
         clock: Callable[[], int] = time.time_ns,
         faults: Faults | None = None,
         idle_s: tuple[float, float] = IDLE_S,
+        tape: Tape | None = None,
     ) -> None:
         """``first_s`` is where candle history begins, ``clock`` gives nanoseconds UTC, ``idle_s`` is from and to."""
+        self.tape = tape
         self.faults = faults or Faults()
         self.exchange = exchange
         self.credentials = credentials
@@ -240,8 +244,10 @@ class Hub:
             having |= dict.fromkeys(names) or {session.portfolio: None}
             self._push_user_snapshot(session, names, now_ns)
         else:
-            wanted = [name for name in names if name in MARKETS] if names else list(MARKETS)
-            self._push_snapshot(session, channel, wanted, now_ns)
+            taped = self.tape.products if self.tape else frozenset()
+            wanted = [name for name in names if name in MARKETS or name in taped] if names else list(MARKETS)
+            self._push_taped(session, channel, [name for name in wanted if name not in MARKETS], now_ns)
+            self._push_snapshot(session, channel, [name for name in wanted if name in MARKETS], now_ns)
             having |= dict.fromkeys(wanted)
         if not having:
             del session.subscriptions[channel]
@@ -263,6 +269,12 @@ class Hub:
                 self._push(session, channel, [event], now_ns)
         if channel == "status" and names:
             self._push(session, channel, [{"type": "snapshot", "products": self._products(names)}], now_ns)
+
+    def _push_taped(self, session: Session, channel: str, names: list[str], now_ns: int) -> None:
+        for name in names:
+            event = self.tape.snapshot(channel, name, now_ns) if self.tape else None
+            if event is not None:
+                self._push(session, "l2_data" if channel == "level2" else channel, [event], now_ns)
 
     def _push_user_snapshot(self, session: Session, names: list[str], now_ns: int) -> None:
         """Open orders in batches, oldest first; one empty batch where none is open."""
@@ -349,6 +361,14 @@ class Hub:
                 self.tick()
             except Exception:  # noqa: BLE001 - a loop's edge: the exchange goes on, and its log tells
                 _log.exception("telling what has changed failed")
+
+    async def play(self) -> None:
+        """Tell what is on the tape; ends when it is cancelled."""
+        while self.tape is not None:
+            await asyncio.sleep(TAPE_S)
+            for told in self.tape.due(time.monotonic()):
+                now_ns = self.clock()
+                self._tell(told.subscribed, told.channel, told.product_id, told.now(now_ns), now_ns)
 
     def tick(self) -> None:
         """Send what is due; close who has not subscribed in time or heard nothing for long."""

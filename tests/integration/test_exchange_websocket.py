@@ -242,3 +242,32 @@ sys.exit(0 if wanted <= seen else 1)
         arguments, capture_output=True, text=True, timeout=40, check=False, env=os.environ.copy(), cwd=Path.cwd()
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_recorded_candles_are_the_price_and_recorded_messages_are_told(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    day_s = int(time.time()) // 86_400 * 86_400 - 400 * 86_400
+    rows = [f"{day_s + 60 * i},100,101,99,100.5,1" for i in range(1_440)]
+    (files / "BTC-USD.csv").write_text("\n".join(["time,open,high,low,close,volume", *rows]) + "\n")
+    book = {"type": "snapshot", "product_id": "SKL-USD", "asks": [["0.66", "1"]], "bids": [["0.65", "7"]]}
+    change = {"type": "l2update", "product_id": "SKL-USD", "changes": [["buy", "0.64", "3"]]}
+    lines = [f"{1618677817 + 0.1 * i}: {json.dumps(book if i % 2 == 0 else change)}" for i in range(20)]
+    (files / "tape.ws").write_text("\n".join(lines))
+    options = ["--history-days", "3", "--replay", str(files / "BTC-USD.csv"), "--tape", str(files / "tape.ws")]
+    with running_simulator(tmp_path / "state", *options) as simulator:
+        now_s = int(time.time())
+        query = f"?start={now_s - 600}&end={now_s - 120}&granularity=ONE_MINUTE"
+        answer = simulator.request("GET", f"{PREFIX}/market/products/BTC-USD/candles{query}").json()
+        assert {(c["open"], c["high"], c["low"], c["close"]) for c in answer["candles"]} == {
+            ("100.00", "101.00", "99.00", "100.50")
+        }
+        price = Decimal(simulator.request("GET", f"{PREFIX}/market/products/BTC-USD").json()["price"])
+        assert 99 <= price <= 101
+        stream = Stream(simulator)
+        stream.subscribe("level2", "SKL-USD", "BTC-USD")
+        stream.until(
+            lambda m: m["channel"] == "l2_data" and m["events"][0]["product_id"] == "SKL-USD", "a taped message"
+        )
+        stream.connection.close()
+        assert simulator.request("GET", f"{PREFIX}/market/products/SKL-USD").status_code == 404
