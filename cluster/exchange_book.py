@@ -17,13 +17,13 @@ import dataclasses
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from decimal import ROUND_FLOOR, Decimal, localcontext
+from decimal import Decimal, localcontext
 from typing import Any, Final
 
 from cluster.exchange_history import MARKETS, History, Market
 from cluster.exchange_journal import Event, Journal, JournalError
 from cluster.exchange_levels import Book, Level, Offer, make_book, merged, offers
+from cluster.exchange_matching import Arrival, arrival_of, closed_event, fill_now, finish, match, other, take
 from cluster.exchange_orders import (
     EXACT,
     Account,
@@ -37,18 +37,19 @@ from cluster.exchange_orders import (
     State,
     worst_ticks,
 )
+from cluster.exchange_preview import previewed
 from cluster.exchange_records import FLAGS, Records, opened_event, plain, ticket_fields
-from cluster.exchange_ticket import (
-    UNKNOWN_FAILURE,
-    EditRefusal,
-    Kind,
-    Refusal,
-    Ticket,
-    base_lots,
-    limit_ticks,
-    refuse_prices,
-    stop_ticks_of,
+from cluster.exchange_refusals import (
+    amended_event,
+    executes,
+    hold_with,
+    insufficient,
+    needed,
+    refuse_by_last_price,
+    refuse_by_state,
+    refuse_to_amend,
 )
+from cluster.exchange_ticket import EditRefusal, Kind, Refusal, Ticket
 from strategies.model import NS_PER_S, Product, Side
 
 __all__ = ["Account", "Book", "Exchange", "Fees", "Level", "Rules", "SelfTrade", "SimFill", "SimOrder", "State"]
@@ -65,32 +66,8 @@ COMPACT_LINES: Final = 500_000
 _CATCH_UP_S_MAX: Final = 3_600
 _JITTER_S: Final = 2
 _SNAPSHOT: Final = frozenset({"snapshot", "opened", "product", "kept_order", "kept_fill"})
-_SELF_TRADE: Final = "Self trade prevention"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Arrival:
-    """An order as it arrives at the book, and what was decided about it so far.
-
-    ``left`` is what is still to be filled, None where ``budget`` (quote currency, fees included) decides instead.
-    """
-
-    order_id: str
-    portfolio_id: str
-    product: Product
-    side: Side
-    limit_ticks: int | None
-    taker_rate: Decimal
-    left: int | None
-    budget: Decimal = Decimal(0)
-    events: list[Event] = field(default_factory=list)
-    taken: list[tuple[Side, int, int]] = field(default_factory=list)
-    filled: int = 0
-    value: Decimal = Decimal(0)
-    ended: str = ""
-    spent: bool = False
 
 
 class Exchange:
@@ -213,14 +190,12 @@ class Exchange:
         """
         self.advance(now_ns)
         with localcontext(EXACT):
-            order = self._amendable(order_id, portfolio_id)
-            event = self._amended_event(order, size, price, stop_price, now_ns)
-            self._refuse_amendment(order, event, now_ns)
-            arrival = _arrival_of(order, event["ticks"], event["lots"])
+            order, event = self._amended(order_id, portfolio_id, size, price, stop_price, now_ns)
+            arrival = arrival_of(order, event["ticks"], event["lots"])
             arrival.events.append(event)
             if order.queued and event["ticks"] != order.ticket.ticks:
                 self._match(arrival, now_ns)
-                self._finish(arrival, order.ticket.kind, now_ns)
+                finish(arrival, order.ticket.kind, now_ns)
             self._commit(arrival.events, arrival)
         return order
 
@@ -230,12 +205,10 @@ class Exchange:
         """What the order would be worth after ``amend``; nothing is changed. Raises ``EditRefusal``."""
         self.advance(now_ns)
         with localcontext(EXACT):
-            order = self._amendable(order_id, portfolio_id)
-            event = self._amended_event(order, size, price, stop_price, now_ns)
-            self._refuse_amendment(order, event, now_ns)
+            order, event = self._amended(order_id, portfolio_id, size, price, stop_price, now_ns)
             ticks, lots = event["ticks"], event["lots"]
             changed = dataclasses.replace(order.ticket, lots=lots, ticks=ticks, stop_ticks=event["stop_ticks"])
-            return self._preview(changed, now_ns, _arrival_of(order, ticks, lots), ())
+            return self._preview(changed, now_ns, arrival_of(order, ticks, lots), ())
 
     def cancel(self, order_ids: list[str], now_ns: int, portfolio_id: str = "") -> dict[str, str]:
         """Cancel each order; the value is empty where that was done, else Coinbase's reason."""
@@ -247,7 +220,7 @@ class Exchange:
                 due_ns = now_ns + self.rules.cancel_delay_ns
                 self._commit([{"kind": "cancelling", "order_id": o, "ts_ns": now_ns, "due_ns": due_ns} for o in taken])
             else:
-                self._commit([_closed_event(o, State.CANCELLED, now_ns, "User requested cancel") for o in taken])
+                self._commit([closed_event(o, State.CANCELLED, now_ns, "User requested cancel") for o in taken])
         return results
 
     def advance(self, now_ns: int) -> None:
@@ -317,7 +290,7 @@ class Exchange:
         if lots <= 0 or ticks <= 0:
             raise Refusal("INVALID_REQUEST", "lots: nothing is open; say how much to execute beyond the order")
         with localcontext(EXACT):
-            event = _fill_event(order.order_id, order.product, (ticks, lots), order.rate(liquidity), liquidity, now_ns)
+            event = fill_now(order.order_id, order.product, (ticks, lots), order.rate(liquidity), liquidity, now_ns)
             self._refuse_overdraft(order, event)
             self._commit([event])
         return order.fills[-1]
@@ -351,7 +324,7 @@ class Exchange:
             raise Refusal("INVALID_REQUEST", "amount: expected at most 18 + 16 digits")
         with localcontext(EXACT):
             if account.available + amount < 0:
-                raise _insufficient()
+                raise insufficient()
             self._commit(
                 [
                     {
@@ -410,11 +383,11 @@ class Exchange:
 
     # --- deciding about an order that arrives ---
 
-    def _decide(self, ticket: Ticket, now_ns: int, portfolio: Portfolio) -> _Arrival:
+    def _decide(self, ticket: Ticket, now_ns: int, portfolio: Portfolio) -> Arrival:
         """What placing the ticket would do; raises ``Refusal``."""
         self._refuse_if_full()
-        self._refuse_by_state(ticket)
-        self._refuse_by_last_price(ticket, now_ns)
+        refuse_by_state(ticket, self.product(ticket.product_id))
+        refuse_by_last_price(ticket, self.mid_ticks(ticket.product_id, now_ns))
         arrival = self._arrival(ticket, portfolio)
         if ticket.post_only and next(self._offers(arrival, now_ns), None) is not None:
             text = "limit_price: the order would execute at once"
@@ -425,11 +398,11 @@ class Exchange:
             arrival = self._arrival(ticket, portfolio)
         self._refuse_if_poor(ticket, arrival, portfolio)
         arrival.events.insert(0, _order_event(ticket, arrival, now_ns, self.fees))
-        self._finish(arrival, ticket.kind, now_ns)
+        finish(arrival, ticket.kind, now_ns)
         return arrival
 
-    def _arrival(self, ticket: Ticket, portfolio: Portfolio) -> _Arrival:
-        return _Arrival(
+    def _arrival(self, ticket: Ticket, portfolio: Portfolio) -> Arrival:
+        return Arrival(
             order_id=str(uuid.uuid4()),
             portfolio_id=portfolio.portfolio_id,
             product=MARKETS[ticket.product_id].product,
@@ -440,79 +413,17 @@ class Exchange:
             budget=ticket.quote_size or Decimal(0),
         )
 
-    def _match(self, arrival: _Arrival, now_ns: int) -> None:
-        """Decide what the arriving order executes at once; nothing while the product's state forbids matching."""
-        if not _matches(self.product(arrival.product.product_id)):
-            return
-        for offer in self._offers(arrival, now_ns):
-            if arrival.left == 0 or arrival.ended or arrival.spent:
-                return
-            if offer.order is not None and offer.order.portfolio_id == arrival.portfolio_id:
-                self._prevent(arrival, offer.order, now_ns)
-                continue
-            lots = offer.lots if arrival.left is None else min(offer.lots, arrival.left)
-            if arrival.left is None:
-                affordable = _affordable(arrival, offer.ticks)
-                arrival.spent = affordable <= lots
-                lots = min(lots, affordable)
-            if lots:
-                self._execute(arrival, offer, lots, now_ns)
+    def _match(self, arrival: Arrival, now_ns: int) -> None:
+        """Decide what the arriving order executes at once; nothing while the product's state forbids it."""
+        if executes(self.product(arrival.product.product_id)):
+            match(arrival, self._offers(arrival, now_ns), self.rules.self_trade, now_ns)
 
-    def _execute(self, arrival: _Arrival, offer: Offer, lots: int, now_ns: int) -> None:
-        """One execution: of the arriving order and, where it is not the seeded book's, of the resting one."""
-        product, level = arrival.product, (offer.ticks, lots)
-        event = _fill_event(arrival.order_id, product, level, arrival.taker_rate, "TAKER", now_ns)
-        arrival.events.append(event)
-        if offer.order is None:
-            arrival.taken.append((_other(arrival.side), offer.ticks, lots))
-        else:
-            rate = offer.order.rate("MAKER")
-            resting = _fill_event(offer.order.order_id, product, level, rate, "MAKER", now_ns)
-            arrival.events.append(resting | {"trade_id": event["trade_id"]})
-        value = product.price(offer.ticks) * product.quantity(lots)
-        arrival.filled += lots
-        arrival.value += value
-        if arrival.left is None:
-            arrival.budget -= value * (1 + arrival.taker_rate)
-        else:
-            arrival.left -= lots
-
-    def _prevent(self, arrival: _Arrival, resting: SimOrder, now_ns: int) -> None:
-        """Decide what happens where the arriving order meets one of its own portfolio."""
-        rule = self.rules.self_trade
-        if rule is SelfTrade.CANCEL_NEWEST or (rule is SelfTrade.DECREMENT and arrival.left is None):
-            arrival.ended = _SELF_TRADE
-            return
-        if rule is SelfTrade.DECREMENT:
-            arriving, rests = arrival.left or 0, resting.open_lots
-            if arriving < rests:
-                arrival.events.append({"kind": "decremented", "order_id": resting.order_id, "lots": arriving})
-            if arriving > rests:
-                arrival.events.append({"kind": "decremented", "order_id": arrival.order_id, "lots": rests})
-                arrival.left = arriving - rests
-            else:
-                arrival.ended = _SELF_TRADE
-            if arriving < rests:
-                return
-        if rule is SelfTrade.CANCEL_BOTH:
-            arrival.ended = _SELF_TRADE
-        arrival.events.append(_closed_event(resting.order_id, State.CANCELLED, now_ns, _SELF_TRADE))
-
-    def _finish(self, arrival: _Arrival, kind: Kind, now_ns: int) -> None:
-        """Add the event that ends the arriving order where it does not rest and its fills did not end it."""
-        if arrival.left == 0 or (kind.rests and not arrival.ended):
-            return
-        spent = arrival.spent and arrival.filled > 0
-        state = State.FILLED if spent else State.CANCELLED
-        message = "" if spent else arrival.ended or "Not enough in the book"
-        arrival.events.append(_closed_event(arrival.order_id, state, now_ns, message))
-
-    def _offers(self, arrival: _Arrival, now_ns: int) -> Iterator[Offer]:
+    def _offers(self, arrival: Arrival, now_ns: int) -> Iterator[Offer]:
         """What the order meets within its limit, best first."""
-        product_id, other = arrival.product.product_id, _other(arrival.side)
-        book = self._seeded(product_id, now_ns)
+        product_id = arrival.product.product_id
+        book, line = self._seeded(product_id, now_ns), self.records.lines[product_id, other(arrival.side)]
         levels = book.asks if arrival.side is Side.BUY else book.bids
-        return offers(levels, self.records.lines[product_id, other], arrival.side, arrival.limit_ticks)
+        return offers(levels, line, arrival.side, arrival.limit_ticks)
 
     # --- refusing ---
 
@@ -520,53 +431,19 @@ class Exchange:
         if len(self.open_orders) >= OPEN_ORDERS_MAX:
             raise Refusal("ORDER_ENTRY_DISABLED", f"the simulator holds at most {OPEN_ORDERS_MAX} open orders")
 
-    def _refuse_by_state(self, ticket: Ticket) -> None:
-        """Refuse what the product's flags do not allow."""
-        product = self.product(ticket.product_id)
-        if product.status != "online" or product.is_disabled or product.view_only:
-            raise Refusal("UNTRADABLE_PRODUCT", "product_id: cannot be traded now", "PREVIEW_UNTRADABLE_PRODUCT")
-        at_once = not ticket.kind.rests
-        forbidding = {
-            "trading_disabled": product.trading_disabled,
-            "cancel_only": product.cancel_only,
-            "limit_only": product.limit_only and ticket.kind is Kind.MARKET_IOC,
-            "auction_mode": product.auction_mode and at_once,
-            "post_only": product.post_only and not ticket.post_only,
-        }
-        for name, forbids in forbidding.items():
-            if forbids:
-                text = f"product_id: {name} does not allow this order now"
-                raise Refusal("ORDER_ENTRY_DISABLED", text, "PREVIEW_NOT_ALLOWED_BY_MARKET_STATE")
-
-    def _refuse_by_last_price(self, ticket: Ticket, now_ns: int) -> None:
-        """Refuse a trigger that is reached already, and a bracket whose profit side is."""
-        if ticket.stop_ticks is None or ticket.ticks is None:
-            return
-        last = self.mid_ticks(ticket.product_id, now_ns)
-        if last >= ticket.stop_ticks if ticket.rising else last <= ticket.stop_ticks:
-            if ticket.kind.brackets:
-                text, code = "stop_trigger_price: reached already", "INVALID_BRACKET_STOP_TRIGGER_PRICE"
-                raise Refusal(code, text, f"PREVIEW_{code}")
-            relation = "BELOW" if ticket.rising else "ABOVE"
-            text = "stop_price: reached already"
-            raise Refusal(UNKNOWN_FAILURE, text, f"PREVIEW_STOP_PRICE_{relation}_LAST_TRADE_PRICE")
-        if ticket.kind.brackets and (ticket.ticks >= last if ticket.side is Side.BUY else ticket.ticks <= last):
-            text, code = "limit_price: reached already", "INVALID_BRACKET_LIMIT_PRICE"
-            raise Refusal(code, text, f"PREVIEW_{code}")
-
-    def _refuse_if_poor(self, ticket: Ticket, arrival: _Arrival, portfolio: Portfolio) -> None:
+    def _refuse_if_poor(self, ticket: Ticket, arrival: Arrival, portfolio: Portfolio) -> None:
         product = arrival.product
         currency = product.quote_currency if ticket.side is Side.BUY else product.base_currency
         account = portfolio.accounts.get(currency)
-        if account is None or _needed(ticket, arrival, self.fees) > account.available:
-            raise _insufficient()
+        if account is None or needed(ticket, arrival, self.fees) > account.available:
+            raise insufficient()
 
     def _refuse_overdraft(self, order: SimOrder, event: Event) -> None:
         """Refuse a forced fill that the portfolio cannot pay beside what its other open orders hold."""
         product, accounts = order.product, self.portfolios[order.portfolio_id].accounts
         quantity, fee = product.quantity(event["lots"]), Decimal(event["fee"])
         value = quantity * product.price(event["ticks"])
-        freed = order.hold() - _hold_with(order, order.open_lots - min(event["lots"], order.open_lots))
+        freed = order.hold() - hold_with(order, order.open_lots - min(event["lots"], order.open_lots))
         base, quote = accounts[product.base_currency], accounts[product.quote_currency]
         poor = (
             quote.available + freed < value + fee
@@ -574,7 +451,7 @@ class Exchange:
             else base.available + freed < quantity or quote.available + value < fee
         )
         if poor:
-            raise _insufficient()
+            raise insufficient()
 
     # --- amending and cancelling ---
 
@@ -584,75 +461,29 @@ class Exchange:
             raise Refusal("INVALID_REQUEST", f"order {order_id[:40]}: not found")
         return order
 
-    def _amendable(self, order_id: str, portfolio_id: str) -> SimOrder:
+    def _amended(
+        self, order_id: str, portfolio_id: str, size: Any, price: Any, stop_price: Any, now_ns: int
+    ) -> tuple[SimOrder, Event]:
+        """The order an amendment means and what it would change; raises ``EditRefusal``."""
         order = self.orders.get(order_id)
         if order is None or order.portfolio_id != (portfolio_id or self.portfolio_id):
             raise EditRefusal("ORDER_NOT_FOUND", "order_id: not found")
-        if order.state is State.CANCEL_QUEUED:
-            raise EditRefusal("CANNOT_EDIT_ORDER_PENDING_CANCEL", "order_id: is being cancelled")
-        if not order.state.live:
-            raise EditRefusal("ONLY_OPEN_ORDERS_CAN_BE_EDITED", f"order_id: the order is {order.state}")
-        if not order.ticket.kind.amendable:
-            raise EditRefusal("ONLY_LIMIT_ORDER_EDITS_SUPPORTED", "order_id: only limit orders good until cancelled")
-        if order.ticket.kind.brackets and not order.waits:
-            raise EditRefusal("ONLY_LIMIT_ORDER_EDITS_SUPPORTED", "order_id: the bracket is triggered")
-        product = self.product(order.ticket.product_id)
-        if not product.tradable:
-            raise EditRefusal("COMMANDER_REJECTED_EDIT_ORDER", f"{product.product_id}: its state allows cancels only")
-        return order
-
-    def _amended_event(self, order: SimOrder, size: Any, price: Any, stop_price: Any, now_ns: int) -> Event:
-        """Read what an amendment asks for; raises ``EditRefusal``."""
-        ticket, market = order.ticket, MARKETS[order.ticket.product_id]
-        try:
-            lots = base_lots(market, size)
-        except Refusal as refusal:
-            raise EditRefusal("INVALID_EDITED_SIZE", refusal.message, refusal.preview) from None
-        try:
-            ticks = limit_ticks(market, price)
-            stop_ticks = self._amended_stop(order, stop_price)
-            if stop_ticks is not None and order.waits:
-                refuse_prices(ticket.side, ticket.kind, ticks, stop_ticks, ticket.rising)
-                changed = dataclasses.replace(ticket, ticks=ticks, stop_ticks=stop_ticks)
-                self._refuse_by_last_price(changed, now_ns)
-        except Refusal as refusal:
-            raise EditRefusal("INVALID_EDITED_PRICE", refusal.message, refusal.preview) from None
-        if lots <= order.filled_lots:
-            raise EditRefusal("CANNOT_EDIT_TO_BELOW_FILLED_SIZE", "size: that much is filled already")
-        if (lots, ticks, stop_ticks) == (ticket.lots, ticket.ticks, ticket.stop_ticks):
-            raise EditRefusal("EDIT_REQUEST_EQUAL_TO_ORIGINAL_REQUEST", "nothing would change")
-        return {
-            "kind": "amended",
-            "order_id": order.order_id,
-            "lots": lots,
-            "ticks": ticks,
-            "stop_ticks": stop_ticks,
-            "requeued": ticks != ticket.ticks or lots > (ticket.lots or 0) or stop_ticks != ticket.stop_ticks,
-            "configuration": _amended_configuration(ticket, order.product, lots, ticks, stop_ticks),
-            "ts_ns": now_ns,
-        }
-
-    def _amended_stop(self, order: SimOrder, given: Any) -> int | None:
-        """The trigger an amendment asks for: the old one where it says nothing."""
-        ticket = order.ticket
-        if given is None or given == "":
-            return ticket.stop_ticks
-        if ticket.stop_ticks is None:
-            raise EditRefusal("FIELD_STOPPRICE_NOT_SUPPORTED", "stop_price: the order has none")
-        if not order.waits:
-            raise EditRefusal("CANNOT_EDIT_STOP_PRICE_FOR_TRIGGERED_ORDER", "stop_price: reached already")
-        return stop_ticks_of(MARKETS[ticket.product_id], ticket.kind, given)
+        product_id = order.ticket.product_id
+        refuse_to_amend(order, self.product(product_id))
+        event = amended_event(order, size, price, stop_price, self.mid_ticks(product_id, now_ns), now_ns)
+        self._refuse_amendment(order, event, now_ns)
+        return order, event
 
     def _refuse_amendment(self, order: SimOrder, event: Event, now_ns: int) -> None:
         """Refuse what cannot be paid, or would execute although it may only be posted."""
-        arrival = _arrival_of(order, event["ticks"], event["lots"])
+        arrival = arrival_of(order, event["ticks"], event["lots"])
         if order.ticket.post_only and next(self._offers(arrival, now_ns), None) is not None:
             preview = "PREVIEW_INVALID_LIMIT_PRICE_POST_ONLY"
             raise EditRefusal("INVALID_EDITED_PRICE", "price: the order would execute at once", preview)
         changed = dataclasses.replace(
             order.ticket, lots=event["lots"], ticks=event["ticks"], stop_ticks=event["stop_ticks"]
         )
-        more = _hold_with(order, event["lots"] - order.filled_lots, changed) - order.hold()
+        more = hold_with(order, event["lots"] - order.filled_lots, changed) - order.hold()
         product = order.product
         currency = product.quote_currency if order.ticket.side is Side.BUY else product.base_currency
         if more > self.portfolios[order.portfolio_id].accounts[currency].available:
@@ -672,15 +503,15 @@ class Exchange:
         while (order := self.records.next_due(now_ns)) is not None:
             end_ns = order.ticket.end_ns
             if order.state is State.CANCEL_QUEUED and (end_ns is None or order.cancel_ns <= end_ns):
-                event = _closed_event(order.order_id, State.CANCELLED, order.cancel_ns, "User requested cancel")
+                event = closed_event(order.order_id, State.CANCELLED, order.cancel_ns, "User requested cancel")
             else:
-                event = _closed_event(order.order_id, State.EXPIRED, end_ns or now_ns, "End time reached")
+                event = closed_event(order.order_id, State.EXPIRED, end_ns or now_ns, "End time reached")
             self._commit([event])
 
     def _move(self, product_id: str, now_ns: int) -> None:
         """Look at the product's price: trigger what it has reached and fill what the book has crossed."""
         lines, waiting = self.records.lines, self.records.waiting[product_id]
-        if not (waiting or any(lines[product_id, side] for side in Side)) or not _matches(self.product(product_id)):
+        if not (waiting or any(lines[product_id, side] for side in Side)) or not executes(self.product(product_id)):
             return
         self._uncross(product_id, now_ns)
         # The price passed through what rests before it reached a trigger: a stop must not meet orders long crossed.
@@ -704,7 +535,7 @@ class Exchange:
             # One triggered before it may have ended it (self-trade prevention).
             if order.waits and order.state.live:
                 ticks = worst_ticks(order.ticket)
-                arrival = _arrival_of(order, ticks, order.ticket.lots or 0)
+                arrival = arrival_of(order, ticks, order.ticket.lots or 0)
                 event = {"kind": "triggered", "order_id": order.order_id, "ticks": ticks, "ts_ns": now_ns}
                 arrival.events.append(event)
                 self._arrive(order, arrival, now_ns)
@@ -717,11 +548,11 @@ class Exchange:
             if bid is None or ask is None or (bid.limit_ticks or 0) < (ask.limit_ticks or 0):
                 return
             later = bid if bid.priority > ask.priority else ask
-            self._arrive(later, _arrival_of(later, later.limit_ticks, later.ticket.lots or 0), now_ns)
+            self._arrive(later, arrival_of(later, later.limit_ticks, later.ticket.lots or 0), now_ns)
 
-    def _arrive(self, order: SimOrder, arrival: _Arrival, now_ns: int) -> None:
+    def _arrive(self, order: SimOrder, arrival: Arrival, now_ns: int) -> None:
         self._match(arrival, now_ns)
-        self._finish(arrival, order.ticket.kind, now_ns)
+        finish(arrival, order.ticket.kind, now_ns)
         self._commit(arrival.events, arrival)
 
     def _fill_resting(self, product_id: str, side: Side, now_ns: int) -> None:
@@ -735,18 +566,18 @@ class Exchange:
                 return
             book = self._seeded(product_id, now_ns)
             levels = book.asks if side is Side.BUY else book.bids
-            taken = _take(levels, side, limit, order.open_lots)
+            taken = take(levels, side, limit, order.open_lots)
             if not taken:
                 return
             # At the order's own limit: it was there first. The book's levels only say how much.
             lots = sum(lots for _, lots in taken)
-            event = _fill_event(order.order_id, product, (limit, lots), order.rate("MAKER"), "MAKER", now_ns)
+            event = fill_now(order.order_id, product, (limit, lots), order.rate("MAKER"), "MAKER", now_ns)
             self._commit([event])
-            self._take_from_book(product_id, [(_other(side), ticks, lots) for ticks, lots in taken])
+            self._take_from_book(product_id, [(other(side), ticks, lots) for ticks, lots in taken])
 
     # --- events ---
 
-    def _commit(self, events: list[Event], arrival: _Arrival | None = None) -> None:
+    def _commit(self, events: list[Event], arrival: Arrival | None = None) -> None:
         """Write the events as one line, then let them happen."""
         self._journal.append(events)
         if arrival is not None:
@@ -774,7 +605,7 @@ class Exchange:
             # Where each event was a line of its own, a process killed between an order and its ending left one that
             # would rest although it may not.
             torn = [o for o in self.open_orders.values() if not o.ticket.kind.rests]
-            self._commit([_closed_event(o.order_id, State.CANCELLED, now_ns, "Exchange restarted") for o in torn])
+            self._commit([closed_event(o.order_id, State.CANCELLED, now_ns, "Exchange restarted") for o in torn])
         if self._journal.lines_since_replaced > COMPACT_LINES_START:
             self._compact_or_go_on()
         self._journal.sync()
@@ -819,117 +650,13 @@ class Exchange:
         left = (tuple(level for level in side if level[1] > 0) for side in (bids, asks))
         self._books[product_id] = Book(product_id, book.second, book.mid_ticks, *left)
 
-    def _preview(self, ticket: Ticket, now_ns: int, arrival: _Arrival, errors: tuple[str, ...]) -> Preview:
+    def _preview(self, ticket: Ticket, now_ns: int, arrival: Arrival, errors: tuple[str, ...]) -> Preview:
         if not ticket.kind.stops:
             self._match(arrival, now_ns)
-        product = arrival.product
-        value, fee = arrival.value, arrival.value * arrival.taker_rate
-        filled = product.quantity(arrival.filled)
-        average = value / filled if filled else product.price(ticket.ticks or 0)
-        base = filled
-        if ticket.ticks is not None and arrival.left:
-            base += product.quantity(arrival.left)
-            rest = product.quantity(arrival.left) * product.price(worst_ticks(ticket) or 0)
-            rate = self.fees.rate("TAKER" if ticket.stop_ticks is not None else "MAKER")
-            value, fee = value + rest, fee + rest * rate
-        elif ticket.lots is not None:
-            base = product.quantity(ticket.lots)
-        seeded = self.book(ticket.product_id, now_ns)
-        best_bid = product.price(seeded.bids[0][0]) if seeded.bids else Decimal(0)
-        best_ask = product.price(seeded.asks[0][0]) if seeded.asks else Decimal(0)
-        best = best_ask if ticket.side is Side.BUY else best_bid
-        buys = ticket.side is Side.BUY
-        return Preview(
-            order_total=value + fee if buys else value - fee,
-            commission_total=fee,
-            base_size=base,
-            quote_size=ticket.quote_size if ticket.quote_size is not None else value,
-            best_bid=best_bid,
-            best_ask=best_ask,
-            average_price=average,
-            slippage=abs(average - best) / best if filled and best else Decimal(0),
-            errors=errors,
-        )
+        return previewed(ticket, arrival, self.book(ticket.product_id, now_ns), self.fees, errors)
 
 
-def _matches(product: Product) -> bool:
-    """Whether orders for the product execute now."""
-    return product.tradable and not product.post_only and not product.auction_mode
-
-
-def _other(side: Side) -> Side:
-    return Side.SELL if side is Side.BUY else Side.BUY
-
-
-def _arrival_of(order: SimOrder, ticks: int | None, lots: int) -> _Arrival:
-    """An accepted order that arrives anew, with this limit and whole size."""
-    return _Arrival(
-        order_id=order.order_id,
-        portfolio_id=order.portfolio_id,
-        product=order.product,
-        side=order.ticket.side,
-        limit_ticks=ticks,
-        taker_rate=order.taker_rate,
-        left=lots - order.filled_lots,
-    )
-
-
-def _take(levels: tuple[Level, ...], side: Side, limit: int, lots: int) -> list[Level]:
-    """What levels of the other side give within the limit."""
-    taken = []
-    for ticks, available in levels:
-        if lots <= 0 or (ticks > limit if side is Side.BUY else ticks < limit):
-            break
-        taken.append((ticks, min(lots, available)))
-        lots -= taken[-1][1]
-    return taken
-
-
-def _affordable(arrival: _Arrival, ticks: int) -> int:
-    """Lots that the budget, fees included, still buys at this price."""
-    product = arrival.product
-    lot_cost = product.price(ticks) * product.base_increment * (1 + arrival.taker_rate)
-    return int((arrival.budget / lot_cost).to_integral_value(ROUND_FLOOR))
-
-
-def _needed(ticket: Ticket, arrival: _Arrival, fees: Fees) -> Decimal:
-    """What an order needs to be accepted, in the currency it pays with."""
-    product = arrival.product
-    if ticket.side is Side.SELL:
-        return product.quantity(ticket.lots or 0)
-    if ticket.quote_size is not None:
-        return ticket.quote_size
-    worst = worst_ticks(ticket)
-    if worst is not None:
-        rate = max(fees.rate("TAKER"), fees.rate("MAKER"))
-        return product.quantity(ticket.lots or 0) * product.price(worst) * (1 + rate)
-    return arrival.value * (1 + fees.rate("TAKER"))
-
-
-def _hold_with(order: SimOrder, lots: int, ticket: Ticket | None = None) -> Decimal:
-    """What the order would hold with so many open lots (and another ticket)."""
-    product, worst = order.product, worst_ticks(ticket or order.ticket)
-    if order.ticket.side is Side.SELL:
-        return product.quantity(lots)
-    return product.quantity(lots) * product.price(worst or 0) * (1 + max(order.taker_rate, order.maker_rate))
-
-
-def _amended_configuration(
-    ticket: Ticket, product: Product, lots: int, ticks: int, stop_ticks: int | None
-) -> dict[str, Any]:
-    """The configuration as the sender would have written it for the amended order."""
-    fields = dict(ticket.configuration[ticket.kind.value])
-    fields |= {"base_size": plain(product.quantity(lots)), "limit_price": plain(product.price(ticks))}
-    if stop_ticks is not None:
-        fields["stop_trigger_price" if ticket.kind.brackets else "stop_price"] = plain(product.price(stop_ticks))
-    return {ticket.kind.value: fields}
-
-
-def _insufficient() -> Refusal:
-    return Refusal("INSUFFICIENT_FUND", "Insufficient balance in source account", "PREVIEW_INSUFFICIENT_FUND")
-
-
-def _order_event(ticket: Ticket, arrival: _Arrival, now_ns: int, fees: Fees) -> Event:
+def _order_event(ticket: Ticket, arrival: Arrival, now_ns: int, fees: Fees) -> Event:
     return ticket_fields(ticket) | {
         "kind": "order",
         "order_id": arrival.order_id,
@@ -938,26 +665,6 @@ def _order_event(ticket: Ticket, arrival: _Arrival, now_ns: int, fees: Fees) -> 
         "taker_rate": plain(fees.rate("TAKER")),
         "maker_rate": plain(fees.rate("MAKER")),
     }
-
-
-def _fill_event(order_id: str, product: Product, level: Level, fee_rate: Decimal, liquidity: str, now_ns: int) -> Event:
-    ticks, lots = level
-    return {
-        "kind": "fill",
-        "order_id": order_id,
-        # Random, not seeded: two exchanges with one seed must never hand out the same trade.
-        "trade_id": str(uuid.uuid4()),
-        "entry_id": str(uuid.uuid4()),
-        "ticks": ticks,
-        "lots": lots,
-        "fee": plain(product.price(ticks) * product.quantity(lots) * fee_rate),
-        "liquidity": liquidity,
-        "ts_ns": now_ns,
-    }
-
-
-def _closed_event(order_id: str, state: State, ts_ns: int, message: str) -> Event:
-    return {"kind": "closed", "order_id": order_id, "state": state.value, "ts_ns": ts_ns, "message": message}
 
 
 def _currencies(deposits: Mapping[str, Decimal]) -> list[str]:
