@@ -12,7 +12,6 @@ import json
 import logging
 import random
 import ssl
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -99,6 +98,8 @@ class VenueStream:
         self._waiting: asyncio.Queue[StreamEvent | None] = asyncio.Queue(EVENTS_WAITING_MAX)
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
+        # Its own, so that a seeded one can take its place.
+        self._random = random.Random()  # noqa: S311 - not a secret
         _quiet_wire_log()
 
     async def events(self) -> AsyncIterator[StreamEvent]:
@@ -132,19 +133,19 @@ class VenueStream:
 
     async def _keep(self, group: str) -> None:
         """Keep one group connected until cancelled."""
-        failures = 0
-        number = 0
+        loop = asyncio.get_running_loop()
+        failures = number = 0
         while True:
             number += 1
-            began_s = time.monotonic()
+            began_s = loop.time()
             connection = _Connection(group, number, self._waiting.put)
             reason = await self._one(connection)
             _log.info("venue %s channels lost: %s", group, reason)
             await self._waiting.put(Lost(reason, group))
-            failures = 1 if time.monotonic() - began_s > _GOOD_S else failures + 1
+            failures = 1 if loop.time() - began_s > _GOOD_S else failures + 1
             # Jitter, so that processes which lost the venue together do not come back together.
             wait_s = min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** min(failures - 1, 10))
-            await asyncio.sleep(max(BACKOFF_S[0], wait_s * random.uniform(0.5, 1.0)))  # noqa: S311 - not a secret
+            await asyncio.sleep(max(BACKOFF_S[0], wait_s * self._random.uniform(0.5, 1.0)))
 
     async def _one(self, connection: _Connection) -> str:
         """One connection from its making to its end; why it ended."""
