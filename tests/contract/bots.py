@@ -113,11 +113,11 @@ class Bot:
 
 
 @contextlib.contextmanager
-def rest_bot(simulator: Simulator, key: str | None = "ES256") -> Iterator[Bot]:
-    """A bot that signs with the key file of the state folder (None: without a key)."""
-    path = str(simulator.state_dir / KEY_FILES[key]) if key else None
+def rest_bot(simulator: Simulator, key: str | None = "ES256", **options: Any) -> Iterator[Bot]:
+    """A bot that signs with the key file of the state folder (None: without a key); ``options`` as the SDK's."""
+    path = str(simulator.state_dir / KEY_FILES.get(key, f"cdp_key_{key}.json")) if key else None
     keys: dict[str, Any] = {"key_file": path} if path else {"api_key": None, "api_secret": None}
-    client: Any = RESTClient(base_url=simulator.host_port, timeout=10, **keys)
+    client: Any = RESTClient(base_url=simulator.host_port, timeout=10, **keys, **options)
     # Without these two the environment's CA bundle wins, and the simulator's is ignored.
     client.session.trust_env = False
     client.session.verify = str(simulator.state_dir / "ca.pem")

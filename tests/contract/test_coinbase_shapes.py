@@ -296,9 +296,29 @@ def test_a_bad_token_is_401_with_plain_text_not_verified(simulator: Simulator) -
     assert (answer.status_code, answer.text.strip()) == (401, "Unauthorized")
 
 
+def test_a_key_without_the_scope_is_403_as_the_sdk_knows_it(simulator: Simulator) -> None:
+    # The SDK looks for these very words in the body.
+    with rest_bot(simulator, "view") as bot:
+        with pytest.raises(requests.HTTPError, match="403 Client Error: Missing Required Scopes"):
+            bot.client.limit_order_gtc_buy("no-scope", PRODUCT, "0.01", "1000.00")
+        assert bot.client.get_api_key_permissions().can_trade is False
+        assert bot.problems() == []
+
+
+def test_what_is_left_of_a_limit_is_told_in_the_headers_the_sdk_reads(simulator: Simulator) -> None:
+    try:
+        control(simulator, "/sim/limits", {"requests_per_s": 30})
+        with rest_bot(simulator, rate_limit_headers=True) as bot:
+            answer = bot.client.get_accounts()
+            assert (answer.rate_limit_limit, answer.rate_limit_remaining) == ("30", "29")
+            assert int(answer.rate_limit_reset) >= 0
+    finally:
+        control(simulator, "/sim/limits", {"requests_per_s": 0})
+
+
 @pytest.mark.parametrize(("fault", "status"), [("throttle_429", 429), ("throttle_401", 401)])
 def test_a_throttled_request_has_the_documented_body(fault: str, status: int, simulator: Simulator) -> None:
-    set_faults(simulator, {"match": {"path": "/accounts"}, "fault": fault, "count": 1})
+    control(simulator, "/sim/faults", {"rules": [{"match": {"path": "/accounts"}, "fault": fault, "count": 1}]})
     with rest_bot(simulator) as bot:
         with pytest.raises(requests.HTTPError, match=str(status)):
             bot.client.get_accounts()
@@ -306,11 +326,10 @@ def test_a_throttled_request_has_the_documented_body(fault: str, status: int, si
         assert bot.client.get_accounts().accounts
 
 
-def set_faults(simulator: Simulator, *rules: dict[str, Any]) -> None:
-    """Replace the simulator's rules."""
+def control(simulator: Simulator, path: str, body: dict[str, Any]) -> None:
+    """Use the simulator's control surface."""
     token = (simulator.state_dir / "sim_token").read_text()
-    headers = {"Authorization": f"Bearer {token}"}
-    answer = simulator.request("POST", "/sim/faults", json={"rules": list(rules)}, headers=headers)
+    answer = simulator.request("POST", path, json=body, headers={"Authorization": f"Bearer {token}"})
     assert answer.status_code == 200, answer.text
 
 
@@ -491,7 +510,7 @@ def test_real_candles_have_the_same_shape() -> None:
 
 
 @pytest.mark.parametrize("name", documented.SHAPES)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_what_is_made_from_a_schema_is_valid_by_it(name: str, data: st.DataObject) -> None:
     shape = documented.SHAPES[name]

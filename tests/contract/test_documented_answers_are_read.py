@@ -27,7 +27,7 @@ from tests.contract.coinbase_messages import damaged, valid
 from tests.contract.coinbase_schemas import Shape
 
 ORDER_ID: Final = "11111111-2222-3333-4444-555555555555"
-EXAMPLES: Final = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES: Final = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ORDER: Final = Order(
     client_order_id="ours-1",
     account="main",
