@@ -16,8 +16,11 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from cluster.ledger import Ledger
 from cluster.ledger_wire import LedgerError, LedgerUnavailable
-from cluster.venue_endpoint import RequestKind, TokenBucket, VenueThrottled
+from cluster.venue import Venue
+from cluster.venue_endpoint import RequestKind, TokenBucket, VenueThrottled, configured_endpoint
+from conf.settings import Secrets, Settings
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +36,17 @@ class BudgetLedger(Protocol):
 
     async def venue_budget(self, kind: str, rate_per_s: float, cancel_share: float, wait_s_max: float) -> float:
         """Seconds to wait with the request taken, or, below 0, after how many seconds one is free."""
+
+
+def shared_venue(settings: Settings, secrets: Secrets, ledger: Ledger) -> Venue:
+    """The settings' venue on the request budget that all processes share; raises ``EndpointError``.
+
+    To be called on the loop that ``ledger`` lives on.
+    """
+    endpoint = configured_endpoint(settings, secrets)
+    loop, share = asyncio.get_running_loop(), settings.venue.cancel_share
+    public = endpoint.public_requests_per_s
+    return Venue(endpoint, SharedBudget(ledger, loop, endpoint.requests_per_s, share, public_rate_per_s=public))
 
 
 class SharedBudget:

@@ -5,7 +5,6 @@ Nothing here blocks the event loop: files of size and Ray's Jobs API are read in
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Final
@@ -21,9 +20,7 @@ from cluster.ledger import Ledger
 from cluster.local import ray_token
 from cluster.market_data import BarStore
 from cluster.ray_jobs import RayJobs
-from cluster.venue import Venue
-from cluster.venue_budget import SharedBudget
-from cluster.venue_endpoint import configured_endpoint
+from cluster.venue_budget import shared_venue
 from conf.settings import SIMULATED, Secrets, Settings, load_secrets, load_settings
 from serve_apps import (
     api_accounts,
@@ -103,7 +100,7 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
         store=BarStore(settings.bars_path),
         runs_dir=settings.runs_path.resolve(),
         ray=RayCalls(jobs or ray_jobs(settings)),
-        venue=VenueReads(lambda: read_venue(settings, secrets, ledger)),
+        venue=VenueReads(lambda: shared_venue(settings, secrets, ledger)),
     )
     api_problems.install(app)
     for router in (api_health.open_router, *(room.router for room in _ROOMS)):
@@ -112,16 +109,6 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
     simulated = settings.data_source == SIMULATED
     app.add_middleware(Door, headers=_ALWAYS | ({"x-simulated": "1"} if simulated else {}))
     return app
-
-
-def read_venue(settings: Settings, secrets: Secrets, ledger: Ledger) -> Venue:
-    """The settings' venue on the request budget that all processes share; raises ``EndpointError``.
-
-    To be called on the loop that ``ledger`` lives on.
-    """
-    venue = settings.venue
-    budget = SharedBudget(ledger, asyncio.get_running_loop(), venue.requests_per_s, venue.cancel_share)
-    return Venue(configured_endpoint(settings, secrets), budget)
 
 
 def ray_jobs(settings: Settings) -> RayJobs | None:

@@ -27,7 +27,7 @@ from cluster.ledger import EnvironmentMixed, Ledger, LedgerError, LedgerUnavaila
 from cluster.limit_records import account_records, calendar_record, desk_records
 from cluster.reconcile import PASSING, Comparison, Verdict, compare
 from cluster.venue import EndpointError, Venue, VenueError, VenueOrder, VenueUnavailable, check_key
-from cluster.venue_endpoint import configured_endpoint
+from cluster.venue_budget import shared_venue
 from cluster.venue_stream import VenueStream
 from conf.limits import LimitsFile, load_limits
 from conf.settings import ExecutionSettings, load_secrets, load_settings
@@ -415,8 +415,7 @@ class ExecutionService:
 
         def make() -> Execution:
             # The simulator's key may come after us, so the venue is made anew with each attempt.
-            endpoint = configured_endpoint(settings, secrets)
-            venue = Venue(endpoint)
+            venue = shared_venue(settings, secrets, self._ledger)
 
             def listen(product_ids: list[str]) -> Stream:
                 return VenueStream(venue, CHANNELS, product_ids)

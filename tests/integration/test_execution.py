@@ -16,8 +16,7 @@ import pytest
 from cluster.anchors import Anchors
 from cluster.ledger import Verdict
 from cluster.reconcile import adjustment, compare
-from cluster.venue import Venue
-from cluster.venue_endpoint import configured_endpoint
+from cluster.venue_budget import shared_venue
 from cluster.venue_stream import VenueStream
 from conf.limits import load_limits
 from conf.settings import RedisSettings
@@ -35,7 +34,7 @@ async def executing(made: Rig, monkeypatch: pytest.MonkeyPatch, listen: bool = T
     """Execution in this process, serving."""
     monkeypatch.setattr(execution, "SETTLED_S", 1.0)
     monkeypatch.setattr(execution, "RECONCILE_AGAIN_S", 0.2)
-    venue = Venue(configured_endpoint(made.settings, redis_secrets()))
+    venue = shared_venue(made.settings, redis_secrets(), made.ledger)
 
     def stream(product_ids: list[str]) -> VenueStream:
         return VenueStream(venue, CHANNELS, product_ids)
