@@ -26,6 +26,7 @@ from cluster.venue import (
     VenueThrottled,
     VenueUnauthorised,
     VenueUnavailable,
+    check_key,
     simulator_endpoint,
 )
 from cluster.venue_endpoint import SIMULATED_KEY
@@ -548,3 +549,122 @@ def test_a_restarted_exchange_has_the_same_orders_balances_and_candles(tmp_path:
         assert again.cancel(placed) == {placed[0]: "ORDER_IS_FULLY_FILLED", placed[1]: True}
         assert isinstance(again.order(placed[1]), VenueOrder)
         assert simulator_endpoint(second.host_port, tmp_path).key_name == first.endpoint.key_name
+
+
+# --- every order type, edits, previews and what the venue says about us ---
+
+END_NS = 4_000_000_000 * NS_PER_S
+ALL_TYPES: dict[str, dict[str, Any]] = {
+    "limit": {},
+    "post-only": {"post_only": True},
+    "until a date": {"time_in_force": TimeInForce.GTD, "end_ns": END_NS},
+    "post-only until a date": {"time_in_force": TimeInForce.GTD, "end_ns": END_NS, "post_only": True},
+    "stop": {"type": OrderType.STOP_LIMIT, "limit_price": Decimal(9_100), "stop_price": Decimal(9_000)},
+    "stop until a date": {
+        "type": OrderType.STOP_LIMIT,
+        "side": Side.SELL,
+        "limit_price": Decimal(90),
+        "stop_price": Decimal(100),
+        "time_in_force": TimeInForce.GTD,
+        "end_ns": END_NS,
+    },
+    "bracket": {
+        "type": OrderType.BRACKET,
+        "side": Side.SELL,
+        "limit_price": Decimal(9_000),
+        "stop_price": Decimal(100),
+    },
+    "bracket until a date": {
+        "type": OrderType.BRACKET,
+        "side": Side.SELL,
+        "limit_price": Decimal(9_000),
+        "stop_price": Decimal(100),
+        "time_in_force": TimeInForce.GTD,
+        "end_ns": END_NS,
+    },
+}
+
+
+@pytest.fixture
+def holding(venue: Venue) -> Venue:
+    """A venue where something can be sold."""
+    venue.create_order(order(quantity=Decimal(2)))
+    return venue
+
+
+@pytest.mark.parametrize("name", ALL_TYPES)
+def test_an_order_that_rests_comes_back_as_it_was_sent(holding: Venue, name: str) -> None:
+    sent = limit("100", **ALL_TYPES[name])
+    venue_order_id = holding.create_order(sent)
+    found = holding.order(venue_order_id)
+    for field in ("client_order_id", "product_id", "side", "type", "time_in_force", "quantity", "limit_price"):
+        assert getattr(found, field) == getattr(sent, field), field
+    assert (found.stop_price, found.post_only, found.end_ns) == (sent.stop_price, sent.post_only, sent.end_ns)
+    assert (found.status, found.filled_quantity, found.raw_status) == (OrderStatus.OPEN, Decimal(0), "OPEN")
+    assert venue_order_id in {each.venue_order_id for each in holding.open_orders()}
+    assert holding.cancel([venue_order_id]) == {venue_order_id: True}
+    assert venue_order_id not in {each.venue_order_id for each in holding.open_orders()}
+
+
+@pytest.mark.parametrize("name", ALL_TYPES)
+def test_a_preview_of_every_type_places_nothing(holding: Venue, name: str) -> None:
+    before = len(holding.orders())
+    found = holding.preview(limit("100", **ALL_TYPES[name]))
+    assert found.errors == ()
+    assert found.quantity == Decimal("0.5")
+    assert found.best_bid < found.best_ask
+    assert found.notional > 0
+    assert len(holding.orders()) == before
+    assert holding.preview(limit("100", quantity=Decimal(10**7))).errors != ()
+
+
+def test_an_edit_changes_the_order_and_repeated_is_harmless(venue: Venue) -> None:
+    venue_order_id = venue.create_order(limit("100"))
+    for _ in range(2):
+        venue.edit(venue_order_id, Decimal("0.75"), Decimal("110.5"))
+        found = venue.order(venue_order_id)
+        assert (found.quantity, found.limit_price, found.status) == (
+            Decimal("0.75"),
+            Decimal("110.5"),
+            OrderStatus.OPEN,
+        )
+    venue.cancel([venue_order_id])
+    with pytest.raises(VenueRejected) as refused:
+        venue.edit(venue_order_id, Decimal("0.5"), Decimal(100))
+    assert refused.value.code
+    with pytest.raises(VenueRejected):
+        venue.edit("nobody", Decimal("0.5"), Decimal(100))
+
+
+def test_what_the_venue_says_about_us(venue: Venue, simulator: Simulator) -> None:
+    permissions = venue.key_permissions()
+    assert (permissions.can_view, permissions.can_trade) == (True, True)
+    assert check_key(venue, allow_transfer=False) == permissions
+    own = [each for each in venue.portfolios() if each.uuid == permissions.portfolio_uuid]
+    assert [each.deleted for each in own] == [False]
+    tier = venue.fee_tier()
+    assert 0 <= tier.maker_rate <= tier.taker_rate < Decimal("0.05")
+    assert tier.volume >= 0
+    assert venue.endpoint.environment == "paper"
+
+
+def test_a_book_is_read_without_a_key(simulator: Simulator) -> None:
+    endpoint = VenueEndpoint(simulator.host_port, ca_file=simulator.state_dir / "ca.pem", simulated=True)
+    venue = Venue(endpoint)
+    book = venue.product_book("ETH-USD", 3)
+    assert [len(book.bids), len(book.asks)] == [3, 3]
+    assert book.bids[0][0] < book.asks[0][0]
+    assert venue.stream_token() == ""
+    for levels in (0, -1, 501):
+        with pytest.raises(ValueError, match="levels"):
+            venue.product_book("ETH-USD", levels)
+    with pytest.raises(VenueNotFound):
+        venue.product_book("NO-SUCH", 3)
+    venue.close()
+
+
+def test_fills_of_some_orders_are_exactly_theirs(venue: Venue) -> None:
+    ids = [venue.create_order(order(quantity=Decimal("0.1"))) for _ in range(4)]
+    found = venue.fills(ids[1:3])
+    assert {fill.venue_order_id for fill in found} == set(ids[1:3])
+    assert venue.fills([]) == []
