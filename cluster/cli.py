@@ -7,7 +7,19 @@ from pathlib import Path
 
 import typer
 
-from cluster import cli_accounts, cli_arm, cli_audit, cli_keys, cli_limits, cli_orders, cli_reconcile, cli_research, cli_risk, local
+from cluster import (
+    cli_accounts,
+    cli_arm,
+    cli_audit,
+    cli_keys,
+    cli_limits,
+    cli_orders,
+    cli_reconcile,
+    cli_research,
+    cli_risk,
+    local,
+)
+from cluster.cli_exchange import exchange
 from cluster.cli_session import session
 from cluster.console import FAILED, JsonOption, command, console, errors, print_json, print_table
 from conf.settings import Settings, load_settings
@@ -26,6 +38,7 @@ app.add_typer(cli_keys.keys, name="keys")
 app.add_typer(cli_orders.orders, name="orders")
 app.add_typer(cli_accounts.accounts, name="accounts")
 app.add_typer(session, name="session")
+app.add_typer(exchange, name="exchange")
 app.add_typer(cli_arm.arm, name="arm")
 app.command("reconcile")(cli_reconcile.reconcile)
 app.command("ingest")(cli_research.ingest)

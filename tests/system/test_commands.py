@@ -26,6 +26,8 @@ COMMANDS = [
     "accounts orders", "accounts book", "arm live", "arm show", "arm off",
     "session start", "session stop", "session resume", "session list", "session show", "session watch",
     "session parity",
+    "exchange status", "exchange price", "exchange fault", "exchange clock", "exchange fill", "exchange product",
+    "exchange deposit",
     "audit show", "audit verify", "audit archive", "audit reset",
 ]  # fmt: skip
 
