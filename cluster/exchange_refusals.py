@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from cluster.exchange_history import MARKETS
 from cluster.exchange_journal import Event
@@ -23,6 +23,9 @@ from cluster.exchange_ticket import (
     stop_ticks_of,
 )
 from strategies.model import Product, Side
+
+# Coinbase has such a bound too; its number is not published.
+EDITS_MAX: Final = 1_000
 
 
 def executes(product: Product) -> bool:
@@ -99,6 +102,8 @@ def refuse_to_amend(order: SimOrder, product: Product) -> None:
         raise EditRefusal("ONLY_OPEN_ORDERS_CAN_BE_EDITED", f"order_id: the order is {order.state}")
     if not order.ticket.kind.amendable:
         raise EditRefusal("ONLY_LIMIT_ORDER_EDITS_SUPPORTED", "order_id: only limit orders good until cancelled")
+    if len(order.edits) >= EDITS_MAX:
+        raise EditRefusal("EXCEEDED_MAX_ALLOWED_EDIT_REQUEST_COUNT", f"order_id: edited {EDITS_MAX} times")
     if order.ticket.kind.brackets and not order.waits:
         raise EditRefusal("ONLY_LIMIT_ORDER_EDITS_SUPPORTED", "order_id: the bracket is triggered")
     if not product.tradable:

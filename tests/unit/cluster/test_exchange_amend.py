@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster import exchange_refusals
 from cluster.exchange_book import Exchange, Rules, State
 from cluster.exchange_ticket import EditRefusal
 from strategies.model import Side
@@ -166,6 +167,16 @@ def test_a_waiting_bracket_can_be_amended_a_triggered_one_cannot(exchange: Excha
     assert order.limit_ticks == 6_510_000
     with pytest.raises(EditRefusal):
         exchange.amend(order.order_id, "1", "58000.00", NOW_NS)
+
+
+def test_an_order_is_amended_so_often_and_no_more(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange_refusals, "EDITS_MAX", 2)
+    order = limit(exchange, "BUY", "1", "59000.00")
+    for size in ("2", "3"):
+        exchange.amend(order.order_id, size, "59000.00", NOW_NS)
+    with pytest.raises(EditRefusal) as refusal:
+        exchange.amend(order.order_id, "4", "59000.00", NOW_NS)
+    assert refusal.value.code == "EXCEEDED_MAX_ALLOWED_EDIT_REQUEST_COUNT"
 
 
 def test_nothing_is_amended_while_the_product_takes_cancels_only(exchange: Exchange) -> None:
