@@ -291,6 +291,9 @@ class Rig:
             return [] if ended else [f"{name} is {status} here and not at the exchange"]
         (order,) = theirs
         lots = str(self.products[order.product_id].lots(order.filled_quantity))
+        if (status, order.status, lots) == ("REJECTED", OrderStatus.CANCELLED, "0") and fields["filled_lots"] == "0":
+            # Given up here, it came to the venue afterwards and was cancelled there.
+            return []
         same = {order.status, *({OrderStatus.PARTIALLY_FILLED} if order.status is OrderStatus.OPEN else ())}
         booked = fields.get("filled_lots", "0")
         return (
