@@ -61,6 +61,7 @@ from cluster.venue_shapes import (
     Quote,
     VenueOrder,
 )
+from cluster.venue_wire import DeadlineAdapter
 from strategies.model import NS_PER_S, Bars, Fill, Granularity, Order, OrderStatus, Product
 
 __all__ = [
@@ -481,6 +482,11 @@ class Venue:
         )
         for page in pages:
             for item in shapes.list_of(page, "fills"):
+                if (kind := str(item.get("trade_type") or "FILL")) != "FILL":
+                    # REVERSAL, CORRECTION, SYNTHETIC: counted as a fill they would make the books wrong twice over.
+                    # Left out, the balances differ, and reconciling says so and halts.
+                    _log.error("fill left out: trade_type %s of order %s", kind[:40], str(item.get("order_id"))[:64])
+                    continue
                 # One that was not asked for is dropped, as with candles.
                 if order_ids is None or shapes.text_of(item, "order_id") in order_ids:
                     fill = self._fill(item)
@@ -574,6 +580,7 @@ class Venue:
         # With trust_env the environment's CA bundle and proxies would override what is set here.
         session.trust_env = False
         session.verify = self.trusted_file
+        session.mount("https://", DeadlineAdapter(self.endpoint.timeout_s))
         session.max_redirects = 0
         session.hooks["response"].append(self._check_origin)
         return client

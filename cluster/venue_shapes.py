@@ -167,7 +167,8 @@ def read_product(item: Json) -> Product:
             base_currency=text_of(item, "base_currency_id"),
             quote_currency=text_of(item, "quote_currency_id"),
             base_increment=decimal_of(item, "base_increment"),
-            quote_increment=decimal_of(item, "quote_increment"),
+            # What the reference calls the step of prices; its quote_increment is that of amounts of money.
+            quote_increment=decimal_of(item, "price_increment" if item.get("price_increment") else "quote_increment"),
             base_min_size=decimal_of(item, "base_min_size"),
             base_max_size=decimal_of(item, "base_max_size"),
             quote_min_size=decimal_of(item, "quote_min_size"),
