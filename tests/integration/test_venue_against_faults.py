@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -50,6 +51,10 @@ def http(status: int, body: Any, kind: str = "application/json", simulated: bool
     lines += ["X-Simulated: 1"] if simulated else []
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + payload
+
+
+# Its head comes at once, its body never ends.
+CUT_BODY = http(200, {"padding": " " * 2_000})
 
 
 class FaultyServer:
@@ -105,9 +110,19 @@ class FaultyServer:
                     linger = struct.pack("ii", 1, 0)
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     return
+                if isinstance(answer, str) and answer.startswith("drip"):
+                    self._drip(connection, http(200, ACCEPTED) if answer == "drip" else CUT_BODY)
+                    return
                 if isinstance(answer, str):
                     return
                 connection.sendall(answer)
+
+    def _drip(self, connection: ssl.SSLSocket, answer: bytes) -> None:
+        """Send on and on, a few bytes at a time, each well within any time-out for a read."""
+        for begin in range(0, len(answer), 4):
+            connection.sendall(answer[begin : begin + 4])
+            if self._released.wait(TIMEOUT_S / 3):
+                return
 
 
 def _read_request(connection: ssl.SSLSocket) -> bytes:
@@ -153,6 +168,8 @@ PUBLIC_READ: Callable[[Venue], Any] = Venue.server_time_ns
         "hang",
         "close",
         "reset",
+        "drip",
+        "drip-body",
         CUT,
         HTML,
         http(200, b""),
@@ -438,6 +455,28 @@ def test_a_paper_key_may_transfer_and_the_sandbox_is_not_asked(venue: Venue, ser
 
 TIME = http(200, {"iso": "2026-01-01T00:00:00Z", "epochSeconds": "1", "epochMillis": "1500"})
 ACCOUNTS = http(200, {"accounts": [], "has_next": False, "cursor": "", "size": 0})
+
+
+def test_an_answer_that_never_ends_costs_the_timeout_and_no_more(venue: Venue, server: FaultyServer) -> None:
+    for answer in ("drip", "drip-body"):
+        server.script = [answer]
+        began_s = time.monotonic()
+        with pytest.raises(VenueUnknown, match="no answer"):
+            venue.create_order(ORDER)
+        assert time.monotonic() - began_s < 3 * TIMEOUT_S
+
+
+def test_an_answer_without_measure_is_not_kept(
+    venue: Venue, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.venue_wire.ANSWER_BYTES_MAX", 100_000)
+    server.script = [http(200, {"accounts": [], "padding": " " * 90_000})]
+    assert venue.accounts() == []
+    # The count begins anew with each answer of a connection that is kept.
+    assert venue.accounts() == []
+    server.script = [http(200, {"accounts": [], "padding": " " * 300_000})]
+    with pytest.raises(VenueUnavailable):
+        venue.accounts()
 
 
 @pytest.mark.parametrize("fault", ["hang", "close", "reset", http(500, {}), http(503, "<html>"), http(429, {})])
