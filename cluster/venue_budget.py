@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from cluster.ledger import Ledger
 from cluster.ledger_wire import LedgerError, LedgerUnavailable
 from cluster.venue import Venue
-from cluster.venue_endpoint import RequestKind, TokenBucket, VenueThrottled, configured_endpoint
+from cluster.venue_endpoint import Budget, RequestKind, TokenBucket, VenueThrottled, configured_endpoint
 from conf.settings import Secrets, Settings
 
 _log = logging.getLogger(__name__)
@@ -38,15 +38,38 @@ class BudgetLedger(Protocol):
         """Seconds to wait with the request taken, or, below 0, after how many seconds one is free."""
 
 
-def shared_venue(settings: Settings, secrets: Secrets, ledger: Ledger) -> Venue:
+def shared_venue(settings: Settings, secrets: Secrets, ledger: Ledger, part: float = 1.0) -> Venue:
     """The settings' venue on the request budget that all processes share; raises ``EndpointError``.
 
-    To be called on the loop that ``ledger`` lives on.
+    To be called on the loop that ``ledger`` lives on. This process spends at most ``part`` of the requests.
     """
     endpoint = configured_endpoint(settings, secrets)
     loop, share = asyncio.get_running_loop(), settings.venue.cancel_share
     public = endpoint.public_requests_per_s
-    return Venue(endpoint, SharedBudget(ledger, loop, endpoint.requests_per_s, share, public_rate_per_s=public))
+    shared = SharedBudget(ledger, loop, endpoint.requests_per_s, share, public_rate_per_s=public)
+    return Venue(endpoint, shared if part == 1.0 else PartOfBudget(shared, max(1.0, part * endpoint.requests_per_s)))
+
+
+class PartOfBudget:
+    """A bounded part of a budget, for who must not take what others need."""
+
+    def __init__(
+        self,
+        budget: Budget,
+        requests_per_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """At most ``requests_per_s`` of any kind out of ``budget``."""
+        self._budget = budget
+        self._clock = clock
+        self._part = TokenBucket(requests_per_s, clock, sleep)
+
+    def take(self, kind: RequestKind, wait_s_max: float) -> None:
+        """As ``Budget.take``."""
+        due_s = self._clock() + wait_s_max
+        self._part.take(wait_s_max)
+        self._budget.take(kind, max(0.0, due_s - self._clock()))
 
 
 class SharedBudget:

@@ -45,7 +45,7 @@ from serve_apps import (
 )
 from serve_apps.api_access import Desk
 from serve_apps.api_ray import RayCalls
-from serve_apps.venue_reads import VenueReads
+from serve_apps.venue_reads import LOOKING_SHARE, VenueReads
 
 _DESCRIPTION: Final = """\
 The desk over HTTP: accounts, exposures, PnL, the venue's own view of them, limits, the kill switch, backtests and
@@ -100,7 +100,7 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
         store=BarStore(settings.bars_path),
         runs_dir=settings.runs_path.resolve(),
         ray=RayCalls(jobs or ray_jobs(settings)),
-        venue=VenueReads(lambda: shared_venue(settings, secrets, ledger)),
+        venue=VenueReads(lambda: shared_venue(settings, secrets, ledger, LOOKING_SHARE)),
     )
     api_problems.install(app)
     for router in (api_health.open_router, *(room.router for room in _ROOMS)):

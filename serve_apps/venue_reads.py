@@ -30,6 +30,8 @@ from strategies.model import NS_PER_S
 # Reads at once of one replica; whoever comes later waits for a thread and then for the budget.
 READS_AT_ONCE: Final = 4
 ANSWERS_KEPT: Final = 512
+# The part of the desk's requests to the venue that those who look may spend.
+LOOKING_SHARE: Final = 0.2
 # What is older is not shown any more, warning or not.
 AGE_MAX_S: Final = 3_600.0
 # How long a caller waits for the venue where an older answer could be shown, and where there is none.

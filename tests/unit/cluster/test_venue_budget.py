@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.ledger_wire import LedgerError, LedgerUnavailable
-from cluster.venue_budget import SharedBudget
+from cluster.venue_budget import PartOfBudget, SharedBudget
 from cluster.venue_endpoint import RequestKind, VenueThrottled
 
 KINDS: tuple[RequestKind, ...] = ("public", "read", "order", "cancel")
@@ -170,3 +170,25 @@ def test_the_ledgers_own_loop_never_waits_for_itself(loop: asyncio.AbstractEvent
         asyncio.run_coroutine_threadsafe(call(), loop).result(5)
     # Another loop's thread is as good as any.
     asyncio.run(call())
+
+
+class Plenty:
+    """A budget without bound that remembers how long it might have made one wait."""
+
+    def __init__(self) -> None:
+        self.waits_s_max: list[float] = []
+
+    def take(self, kind: RequestKind, wait_s_max: float) -> None:
+        self.waits_s_max.append(round(wait_s_max, 6))
+
+
+def test_who_has_a_part_of_a_budget_takes_no_more_than_that() -> None:
+    clock, everybodys = Clock(), Plenty()
+    part = PartOfBudget(everybodys, 5.0, clock, clock.sleep)
+    for kind in (*KINDS, "read"):
+        part.take(kind, 0.0)
+    with pytest.raises(VenueThrottled):
+        part.take("read", 0.1)
+    # What it waits for its own part is no longer there to wait for everybody's.
+    part.take("read", 1.0)
+    assert everybodys.waits_s_max == [0.0] * 5 + [0.8]
