@@ -159,16 +159,19 @@ class RayJobs:
         entrypoint: str,
         metadata: Mapping[str, str] | None = None,
         entrypoint_num_cpus: float = 0.0,
+        *,
+        succeeded_too: bool = False,
     ) -> str:
         """Start a job again where its last attempt has failed or was stopped; the id of the attempt that counts.
 
-        Where that attempt runs or has succeeded, or there is none, this is ``submit``. The new attempt has an id of its
-        own (``<id>-r2``, ``-r3``, …): Ray's watch over an ended job can mark a new one under the same id as failed.
+        Where that attempt runs or has succeeded (unless ``succeeded_too``), or there is none, this is ``submit``. The
+        new attempt has an id of its own (``<id>-r2``, ``-r3``, …): Ray's watch over an ended job can mark a new one
+        under the same id as failed.
         """
         last = self.latest(submission_id)
         if last is None:
             return self.submit(submission_id, entrypoint, metadata, entrypoint_num_cpus)
-        if last.status not in {JobStatus.FAILED, JobStatus.STOPPED}:
+        if not last.status.ended or (last.status is JobStatus.SUCCEEDED and not succeeded_too):
             return last.submission_id
         attempt = _attempt(submission_id, last.submission_id)
         return self.submit(_attempt_id(submission_id, attempt + 1), entrypoint, metadata, entrypoint_num_cpus)

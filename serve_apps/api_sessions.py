@@ -363,8 +363,9 @@ async def _submit(desk: Desk, folder: SessionFolder, key: ApiKey, *, again: bool
     metadata = {"kind": "session", "submitted_by": key.key_id}
 
     def work(jobs: RayJobs) -> str:
-        start = jobs.resubmit if again else jobs.submit
-        return start(folder.job_id, folder.entrypoint(), metadata, desk.settings.ray.driver_num_cpus)
+        asked = (folder.job_id, folder.entrypoint(), metadata, desk.settings.ray.driver_num_cpus)
+        # The job of a session that was stopped has done what it was told: Ray calls that a success.
+        return jobs.resubmit(*asked, succeeded_too=True) if again else jobs.submit(*asked)
 
     try:
         await desk.ray.call(work, timeout_s=SUBMIT_TIMEOUT_S + 5)

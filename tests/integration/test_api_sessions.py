@@ -230,6 +230,20 @@ async def test_a_running_session_is_asked_to_stop_and_one_without_a_job_is_stopp
     assert answer.json() == {"session_id": "lost", "stop": "STOPPED", "state": "STOPPED"}
 
 
+async def test_a_stopped_session_goes_on_when_resumed_though_its_job_has_succeeded(desk: ApiDesk, ray: JobsApi) -> None:
+    await start(desk)
+    folder = folder_of(desk)
+    ray.put("session-mine", "RUNNING")
+    await desk.post("/v1/sessions/mine/stop")
+    folder.write_status(folder.status().model_copy(update={"state": RunState.STOPPED, "started_ns": 1}))
+    ray.put("session-mine", "SUCCEEDED")
+    again = await desk.post("/v1/sessions/mine/resume")
+    assert (again.status_code, again.json()["state"]) == (202, "PENDING")
+    assert [job["submission_id"] for job in ray.submissions] == ["session-mine", "session-mine-r2"]
+    assert folder.stop_request() is None
+    assert folder.key_file.exists()
+
+
 async def test_a_session_whose_job_was_killed_is_failed_and_goes_on_when_resumed(desk: ApiDesk, ray: JobsApi) -> None:
     await start(desk)
     folder = folder_of(desk)
