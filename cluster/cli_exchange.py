@@ -59,6 +59,8 @@ def run(
     arguments = ["--host", host, "--port", str(port), "--state-dir", str(where), "--seed", str(seed), "--usd", usd]
     arguments += ["--history-days", str(history_days), "--requests-per-s", str(requests_per_s)]
     arguments += ["--public-requests-per-s", str(public_requests_per_s)]
+    # Coinbase documents eight of each for an address.
+    arguments += ["--streams-per-s", "8", "--stream-messages-per-s", "8"]
     arguments += [text for file in replay for text in ("--replay", file)]
     arguments += ["--replay-day", replay_day] if replay_day else []
     arguments += ["--tape", str(tape)] if tape else []

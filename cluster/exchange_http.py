@@ -9,6 +9,7 @@ simulator only, ``exchange_control``. WebSockets go to ``exchange_ws``.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import re
@@ -58,6 +59,7 @@ class Face:
         faults: Faults | None = None,
         limits: RateLimits | None = None,
         tape: Tape | None = None,
+        stream_limits: RateLimits | None = None,
     ) -> None:
         """``first_s`` is where candle history begins; ``clock`` gives nanoseconds UTC."""
         self.exchange = exchange
@@ -67,7 +69,7 @@ class Face:
         self.faults = faults or Faults()
         self.limits = limits or RateLimits()
         self._offset_ns = 0
-        self.hub = Hub(exchange, credentials, first_s, self.now_ns, self.faults, tape=tape)
+        self.hub = Hub(exchange, credentials, first_s, self.now_ns, self.faults, tape=tape, limits=stream_limits)
         self._floor = Floor(exchange, first_s)
         self._answers: dict[int, int] = {}
 
@@ -178,16 +180,22 @@ class Face:
         allowance = self._allowance(route, scope, key)
         if allowance is not None and not allowance.passes:
             return Answer(429, shapes.throttled(), allowance.headers | {"retry-after": "1"})
+        try:
+            answer = self._carried_out(route, groups, scope, body, now_ns, key)
+        except RequestError as refused:
+            answer = refused.answer
+        return answer if allowance is None else dataclasses.replace(answer, headers=allowance.headers)
+
+    def _carried_out(
+        self, route: _Route, groups: tuple[str, ...], scope: Scope, body: bytes, now_ns: int, key: ApiKey | None
+    ) -> Answer:
         if route.trades and key is not None and not key.can_trade:
-            text = "Missing required scopes"
-            raise RequestError(403, "PERMISSION_DENIED", text)
+            raise RequestError(403, "PERMISSION_DENIED", "Missing required scopes")
         if not route.public:
             self.exchange.advance(now_ns)
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        path = str(scope["path"])
-        request = Request(route.method, path, query, _parse_body(body), now_ns, self._floor, key)
-        content = route.run(self, request) if route.control else route.run(request, *groups)
-        return Answer(200, content, {} if allowance is None else allowance.headers)
+        request = Request(route.method, str(scope["path"]), query, _parse_body(body), now_ns, self._floor, key)
+        return Answer(200, route.run(self, request) if route.control else route.run(request, *groups))
 
     def _authorise(self, route: _Route, scope: Scope, now_ns: int) -> ApiKey | None:
         """The key that asks; None for the owner of the control surface's token."""

@@ -118,6 +118,7 @@ def _face(options: argparse.Namespace, credentials: Credentials, journal: Journa
         faults=Faults(options.seed),
         limits=RateLimits(options.requests_per_s, options.public_requests_per_s),
         tape=read_tape(options.tape) if options.tape else None,
+        stream_limits=RateLimits(options.streams_per_s, options.stream_messages_per_s),
     )
 
 
@@ -133,6 +134,8 @@ def _configuration(face: Face, credentials: Credentials) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        # No proxy stands before it: an address somebody merely names must not count for the rate limits.
+        proxy_headers=False,
         timeout_keep_alive=75,
         limit_concurrency=_CONNECTIONS_MAX,
         ssl_certfile=credentials.certificate_file,
@@ -251,6 +254,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, whom in (("requests-per-s", "of each key"), ("public-requests-per-s", "of each address without one")):
         help_text = f"requests a second {whom}, 0 = any number (default %(default)s); beyond it 429"
+        parser.add_argument(f"--{name}", type=_natural, default=0, help=help_text)
+    for name, what in (("streams-per-s", "new WebSocket connections"), ("stream-messages-per-s", "messages, no token")):
+        help_text = f"{what} a second of each address, 0 = any number (default %(default)s)"
         parser.add_argument(f"--{name}", type=_natural, default=0, help=help_text)
     parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
     return parser

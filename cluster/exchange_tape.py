@@ -2,8 +2,9 @@
 
 Read are text files with a JSON object in each line, alone or after ``TIME: `` (UNIX seconds, with or without something
 before it), as recorders of the feeds write them. Messages of Coinbase Exchange (snapshot, l2update, ticker, match) are
-told as Advanced Trade tells the same thing; messages of Advanced Trade itself as they are. The tape's products can be
-listened to, not traded. It begins anew when it ends.
+told as Advanced Trade tells the same thing; messages of Advanced Trade itself as they are. It begins anew when it ends.
+A product that is traded here gets its price from the tape, and books around it are made as always, so that stream, REST
+and matching agree; any other product of the tape can be listened to, not traded.
 """
 
 from __future__ import annotations
@@ -91,6 +92,20 @@ class Tape:
         if subscribed == "market_trades":
             return {"type": "snapshot", "trades": []}
         return None
+
+    def mid(self, product_id: str) -> Decimal | None:
+        """The middle of the product's book, else of its ticker, as the tape has told it so far."""
+        book = self.books.get(product_id, {})
+        bids = [Decimal(price) for side, price in book if side == "bid"]
+        offers = [Decimal(price) for side, price in book if side == "offer"]
+        if bids and offers:
+            return (max(bids) + min(offers)) / 2
+        ticker = self.tickers.get(product_id)
+        if ticker is None:
+            return None
+        if ticker.get("best_bid") and ticker.get("best_ask"):
+            return (Decimal(ticker["best_bid"]) + Decimal(ticker["best_ask"])) / 2
+        return Decimal(ticker["price"])
 
     def _remember(self, told: Told) -> None:
         event = told.event

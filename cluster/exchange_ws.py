@@ -25,7 +25,9 @@ from cluster.exchange_book import Book, Exchange
 from cluster.exchange_faults import SPOILERS, Faults, Rule, spoil
 from cluster.exchange_history import DAY_S, MARKETS
 from cluster.exchange_keys import Credentials, Unauthorised, check_stream_token
+from cluster.exchange_limits import RateLimits
 from cluster.exchange_tape import Tape
+from cluster.exchange_ticket import PRICE_TICKS_MAX
 from cluster.exchange_wire import cut
 from strategies.model import NS_PER_S, Granularity
 
@@ -46,7 +48,7 @@ _STATUS_S: Final = 10
 _NAMES_MAX: Final = 1_000
 _POLICY_VIOLATION: Final = 1008
 _GOING_AWAY: Final = 1001
-_CODE_LOST: Final = 1006
+_INTERNAL_ERROR: Final = 1011
 
 Message = MutableMapping[str, Any]
 _log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Session:
 
     number: int
     idle_s: float
+    address: str = ""
     subscriptions: dict[str, dict[str, None]] = field(default_factory=dict)
     portfolio: str = ""
     sequence: int = 0
@@ -112,8 +115,13 @@ class Hub:
         faults: Faults | None = None,
         idle_s: tuple[float, float] = IDLE_S,
         tape: Tape | None = None,
+        limits: RateLimits | None = None,
     ) -> None:
-        """``first_s`` is where candle history begins, ``clock`` gives nanoseconds UTC, ``idle_s`` is from and to."""
+        """``first_s`` is where candle history begins, ``clock`` gives nanoseconds UTC, ``idle_s`` is from and to.
+
+        ``limits``: new connections (private) and messages without a token (public) of each address a second.
+        """
+        self.limits = limits or RateLimits()
         self.tape = tape
         self.faults = faults or Faults()
         self.exchange = exchange
@@ -141,11 +149,16 @@ class Hub:
     ) -> None:
         """ASGI entry for one WebSocket; any path but ``/`` is refused."""
         await receive()
+        address = str((scope.get("client") or ("",))[0])
         if scope["path"] != "/" or len(self.sessions) >= SESSIONS_MAX or self.faults.of_connection() is not None:
             await send({"type": "websocket.close"})
             return
+        if not self._within(f"connections of {address}", connecting=True):
+            await send({"type": "websocket.http.response.start", "status": 429, "headers": []})
+            await send({"type": "websocket.http.response.body", "body": b"Too many requests\n"})
+            return
         await send({"type": "websocket.accept", "headers": [(b"x-simulated", b"1")]})
-        session = Session(next(self._numbers), self._random.uniform(*self._idle_s))
+        session = Session(next(self._numbers), self._random.uniform(*self._idle_s), address)
         session.opened_s = session.last_message_s = time.monotonic()
         self.sessions[session.number] = session
         writing = asyncio.create_task(self._write(session, scope, send))
@@ -185,6 +198,9 @@ class Hub:
 
     def _answer(self, session: Session, message: Message) -> None:
         request = _parse(message)
+        if not request.get("jwt") and not self._within(f"messages of {session.address}", connecting=False):
+            session.put(json.dumps(shapes.error("rate limit exceeded")))
+            return
         kind, channel = request.get("type"), request.get("channel")
         if kind not in ("subscribe", "unsubscribe"):
             session.put(json.dumps(shapes.error("Malformed JSON" if not request else "type is invalid")))
@@ -203,6 +219,10 @@ class Hub:
             self._subscribe(session, channel, names)
         subscribed = {name: list(having) for name, having in session.subscriptions.items()}
         self._push(session, "subscriptions", [shapes.subscriptions(subscribed)], self.clock())
+
+    def _within(self, who: str, connecting: bool) -> bool:
+        allowance = self.limits.take(who, connecting, time.monotonic())
+        return allowance is None or allowance.passes
 
     def _may(self, session: Session, channel: str, request: dict[str, Any]) -> bool:
         """A token must be good where there is one, and there must be one for ``user``."""
@@ -319,9 +339,16 @@ class Hub:
                 self._push_text(session, channel, text, now_ns)
 
     def _heard(self, event: rest.Json) -> None:
-        """Note an order's state after a change, to be told when the change is on disk."""
+        """Called by the exchange in the middle of a change, which must go on whatever happens here."""
         if not self.sessions:
             return
+        try:
+            self._note(event)
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("an event could not be told: %s", event.get("kind"))
+
+    def _note(self, event: rest.Json) -> None:
+        """Note an order's state after a change, to be told when the change is on disk."""
         now_ns = self.clock()
         if event["kind"] == "product":
             name = str(event["product_id"])
@@ -342,7 +369,16 @@ class Hub:
         """Tell what was noted, in order, once it is on disk."""
         while self._user_messages:
             known = len(self._user_messages)
-            await self.exchange.synced()
+            try:
+                await self.exchange.synced()
+            except OSError:
+                # Nobody may hear of what a crash would undo; who reconnects is told what is.
+                _log.exception("the journal cannot be written")
+                self._user_messages.clear()
+                for session in list(self.sessions.values()):
+                    if "user" in session.subscriptions:
+                        session.end(Ending(_INTERNAL_ERROR))
+                return
             ready, self._user_messages = self._user_messages[:known], self._user_messages[known:]
             now_ns = self.clock()
             for portfolio, order in ready:
@@ -366,9 +402,24 @@ class Hub:
         """Tell what is on the tape; ends when it is cancelled."""
         while self.tape is not None:
             await asyncio.sleep(TAPE_S)
-            for told in self.tape.due(time.monotonic()):
-                now_ns = self.clock()
+            try:
+                self._tell_taped(self.tape)
+            except Exception:  # noqa: BLE001 - a loop's edge: the exchange goes on, and its log tells
+                _log.exception("telling what is on the tape failed")
+
+    def _tell_taped(self, tape: Tape) -> None:
+        now_ns, moved = self.clock(), set()
+        for told in tape.due(time.monotonic()):
+            if told.product_id in MARKETS:
+                moved.add(told.product_id)
+            else:
                 self._tell(told.subscribed, told.channel, told.product_id, told.now(now_ns), now_ns)
+        for name in moved:
+            mid = tape.mid(name)
+            ticks = None if mid is None else int(mid / MARKETS[name].product.quote_increment)
+            if ticks is not None and 2 <= ticks <= PRICE_TICKS_MAX and ticks != self.exchange.mid_ticks(name, now_ns):
+                self.exchange.push_price(name, ticks, now_ns)
+                self.look(name)
 
     def tick(self) -> None:
         """Send what is due; close who has not subscribed in time or heard nothing for long."""
