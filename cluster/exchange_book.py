@@ -65,6 +65,7 @@ COMPACT_LINES: Final = 500_000
 # After a pause of the process only this many seconds of the path are looked at again for resting orders.
 _CATCH_UP_S_MAX: Final = 3_600
 _JITTER_S: Final = 2
+_NOTHING: Final = Decimal(0)
 _SNAPSHOT: Final = frozenset({"snapshot", "opened", "product", "kept_order", "kept_fill"})
 
 _log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Exchange:
     def listen(self, callback: Callable[[Event], None]) -> None:
         """Have ``callback`` called after each event that is applied from now on.
 
-        Kinds: order, triggered, fill, amended, decremented, cancelling, closed, repeated (each with ``order_id``);
+        Kinds: order, arrived, triggered, fill, amended, decremented, cancelling, closed, repeated (with ``order_id``);
         deposited, opened, product. The order in ``orders`` is then as it is after that event, not yet safe on disk.
         """
         self._listeners.append(callback)
@@ -216,11 +217,7 @@ class Exchange:
         with localcontext(EXACT):
             results = {order_id: self._cancel_refusal(order_id, portfolio_id) for order_id in order_ids}
             taken = [order_id for order_id, refusal in results.items() if not refusal]
-            if self.rules.cancel_delay_ns:
-                due_ns = now_ns + self.rules.cancel_delay_ns
-                self._commit([{"kind": "cancelling", "order_id": o, "ts_ns": now_ns, "due_ns": due_ns} for o in taken])
-            else:
-                self._commit([closed_event(o, State.CANCELLED, now_ns, "User requested cancel") for o in taken])
+            self._commit([self._cancelled_event(order_id, now_ns) for order_id in taken])
         return results
 
     def advance(self, now_ns: int) -> None:
@@ -389,16 +386,21 @@ class Exchange:
         refuse_by_state(ticket, self.product(ticket.product_id))
         refuse_by_last_price(ticket, self.mid_ticks(ticket.product_id, now_ns))
         arrival = self._arrival(ticket, portfolio)
-        if ticket.post_only and next(self._offers(arrival, now_ns), None) is not None:
-            text = "limit_price: the order would execute at once"
-            raise Refusal("INVALID_LIMIT_PRICE_POST_ONLY", text, "PREVIEW_INVALID_LIMIT_PRICE_POST_ONLY")
+        self._refuse_to_take(ticket, arrival, now_ns)
         if not ticket.kind.stops:
             self._match(arrival, now_ns)
         if ticket.kind is Kind.LIMIT_FOK and arrival.left:
             arrival = self._arrival(ticket, portfolio)
         self._refuse_if_poor(ticket, arrival, portfolio)
-        arrival.events.insert(0, _order_event(ticket, arrival, now_ns, self.fees))
-        finish(arrival, ticket.kind, now_ns)
+        order = _order_event(ticket, arrival, now_ns, self.fees)
+        if self.rules.accept_delay_ns:
+            # What it would cost now is held; what it then costs is looked at when it comes to the book.
+            reserve = needed(ticket, arrival, self.fees) if ticket.side is Side.BUY else Decimal(0)
+            order |= {"due_ns": now_ns + self.rules.accept_delay_ns, "reserve": plain(reserve)}
+            arrival = dataclasses.replace(arrival, events=[order], taken=[])
+        else:
+            arrival.events.insert(0, order)
+            finish(arrival, ticket.kind, now_ns)
         return arrival
 
     def _arrival(self, ticket: Ticket, portfolio: Portfolio) -> Arrival:
@@ -427,15 +429,22 @@ class Exchange:
 
     # --- refusing ---
 
+    def _refuse_to_take(self, ticket: Ticket, arrival: Arrival, now_ns: int) -> None:
+        """Refuse an order that may only be posted and would execute."""
+        if ticket.post_only and next(self._offers(arrival, now_ns), None) is not None:
+            text = "limit_price: the order would execute at once"
+            raise Refusal("INVALID_LIMIT_PRICE_POST_ONLY", text, "PREVIEW_INVALID_LIMIT_PRICE_POST_ONLY")
+
     def _refuse_if_full(self) -> None:
         if len(self.open_orders) >= OPEN_ORDERS_MAX:
             raise Refusal("ORDER_ENTRY_DISABLED", f"the simulator holds at most {OPEN_ORDERS_MAX} open orders")
 
-    def _refuse_if_poor(self, ticket: Ticket, arrival: Arrival, portfolio: Portfolio) -> None:
+    def _refuse_if_poor(self, ticket: Ticket, arrival: Arrival, portfolio: Portfolio, held: Decimal = _NOTHING) -> None:
+        """Refuse what is more than what is available and what the order itself holds."""
         product = arrival.product
         currency = product.quote_currency if ticket.side is Side.BUY else product.base_currency
         account = portfolio.accounts.get(currency)
-        if account is None or needed(ticket, arrival, self.fees) > account.available:
+        if account is None or needed(ticket, arrival, self.fees) > account.available + held:
             raise insufficient()
 
     def _refuse_overdraft(self, order: SimOrder, event: Event) -> None:
@@ -493,20 +502,53 @@ class Exchange:
         order = self.orders.get(order_id)
         if order is None or order.portfolio_id != (portfolio_id or self.portfolio_id):
             return "UNKNOWN_CANCEL_ORDER"
-        refusals = {State.OPEN: "", State.FILLED: "ORDER_IS_FULLY_FILLED"}
+        refusals = {State.OPEN: "", State.PENDING: "", State.FILLED: "ORDER_IS_FULLY_FILLED"}
         return refusals.get(order.state, "DUPLICATE_CANCEL_REQUEST")
+
+    def _cancelled_event(self, order_id: str, now_ns: int) -> Event:
+        """What a cancel does now: an order that is not in the book yet has nothing to be taken out of."""
+        if self.rules.cancel_delay_ns and self.orders[order_id].state is not State.PENDING:
+            due_ns = now_ns + self.rules.cancel_delay_ns
+            return {"kind": "cancelling", "order_id": order_id, "ts_ns": now_ns, "due_ns": due_ns}
+        return closed_event(order_id, State.CANCELLED, now_ns, "User requested cancel")
 
     # --- what time and prices do ---
 
     def _end_due(self, now_ns: int) -> None:
-        """Expire and cancel the orders whose time has come, at that time."""
+        """Expire and cancel the orders whose time has come, at that time; let pending ones come to the book."""
         while (order := self.records.next_due(now_ns)) is not None:
             end_ns = order.ticket.end_ns
+            if order.state is State.PENDING and (end_ns is None or order.due_ns < end_ns):
+                self._let_in(order, now_ns)
+                continue
             if order.state is State.CANCEL_QUEUED and (end_ns is None or order.cancel_ns <= end_ns):
                 event = closed_event(order.order_id, State.CANCELLED, order.cancel_ns, "User requested cancel")
             else:
                 event = closed_event(order.order_id, State.EXPIRED, end_ns or now_ns, "End time reached")
             self._commit([event])
+
+    def _let_in(self, order: SimOrder, now_ns: int) -> None:
+        """A pending order comes to the book; what would refuse a new one lets it fail."""
+        ticket, portfolio = order.ticket, self.portfolios[order.portfolio_id]
+        arrival = arrival_of(order, ticket.ticks, ticket.lots or 0)
+        if ticket.lots is None:
+            arrival.left, arrival.budget = None, ticket.quote_size or Decimal(0)
+        try:
+            refuse_by_state(ticket, self.product(ticket.product_id))
+            self._refuse_to_take(ticket, arrival, now_ns)
+            if not ticket.kind.stops:
+                self._match(arrival, now_ns)
+            if ticket.kind is Kind.LIMIT_FOK and arrival.left:
+                arrival = arrival_of(order, ticket.ticks, ticket.lots or 0)
+            if worst_ticks(ticket) is None and ticket.quote_size is None and ticket.side is Side.BUY:
+                # Every other order holds already what it can cost at most.
+                self._refuse_if_poor(ticket, arrival, portfolio, order.hold())
+        except Refusal as refusal:
+            self._commit([closed_event(order.order_id, State.FAILED, now_ns, refusal.code)])
+            return
+        arrival.events.insert(0, {"kind": "arrived", "order_id": order.order_id, "ts_ns": now_ns})
+        finish(arrival, ticket.kind, now_ns)
+        self._commit(arrival.events, arrival)
 
     def _move(self, product_id: str, now_ns: int) -> None:
         """Look at the product's price: trigger what it has reached and fill what the book has crossed."""
@@ -604,7 +646,7 @@ class Exchange:
             self._open_accounts(deposits)
             # Where each event was a line of its own, a process killed between an order and its ending left one that
             # would rest although it may not.
-            torn = [o for o in self.open_orders.values() if not o.ticket.kind.rests]
+            torn = [o for o in self.open_orders.values() if not (o.ticket.kind.rests or o.state is State.PENDING)]
             self._commit([closed_event(o.order_id, State.CANCELLED, now_ns, "Exchange restarted") for o in torn])
         if self._journal.lines_since_replaced > COMPACT_LINES_START:
             self._compact_or_go_on()

@@ -16,18 +16,27 @@ EXACT: Final = Context(prec=60)
 
 
 class State(StrEnum):
-    """Where an order stands, in Coinbase's words. CANCEL_QUEUED: still in the book, a cancel is under way."""
+    """Where an order stands, in Coinbase's words.
 
+    PENDING: accepted, not yet at the book. CANCEL_QUEUED: still in the book, a cancel is under way. FAILED: accepted,
+    then refused when it came to the book.
+    """
+
+    PENDING = "PENDING"
     OPEN = "OPEN"
     CANCEL_QUEUED = "CANCEL_QUEUED"
     FILLED = "FILLED"
     CANCELLED = "CANCELLED"
     EXPIRED = "EXPIRED"
+    FAILED = "FAILED"
 
     @property
     def live(self) -> bool:
         """Whether an order in this state can still execute."""
-        return self in {State.OPEN, State.CANCEL_QUEUED}
+        return self in _LIVE
+
+
+_LIVE: Final = frozenset({State.PENDING, State.OPEN, State.CANCEL_QUEUED})
 
 
 class SelfTrade(StrEnum):
@@ -61,11 +70,13 @@ class Rules:
 
     ``reject_duplicates``: a client order id seen before is refused instead of answered with the first order.
     ``cancel_delay_ns``: a cancelled order is CANCEL_QUEUED for so long and can still be filled.
+    ``accept_delay_ns``: an accepted order is PENDING for so long before it comes to the book, where it may fail.
     """
 
     self_trade: SelfTrade = SelfTrade.CANCEL_NEWEST
     reject_duplicates: bool = False
     cancel_delay_ns: int = 0
+    accept_delay_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -127,7 +138,8 @@ class SimOrder:
     ``sequence`` is its place in the list, ``priority`` its place in line at its price (a new one, at the end, after an
     amendment that costs the place and after a trigger). ``limit_ticks`` is the price it works at: the ticket's, or 5 %
     beyond the trigger of a bracket that was triggered. ``taker_rate`` and ``maker_rate`` are those of its acceptance,
-    so that a hold always covers the fee.
+    so that a hold always covers the fee. ``due_ns`` is when a pending order comes to the book, ``reserve`` what one
+    without a limit holds until then.
     """
 
     sequence: int
@@ -144,6 +156,8 @@ class SimOrder:
     filled_value: Decimal = Decimal(0)
     fees: Decimal = Decimal(0)
     triggered_ns: int = 0
+    due_ns: int = 0
+    reserve: Decimal = Decimal(0)
     cancel_ns: int = 0
     closed_ns: int = 0
     message: str = ""
@@ -174,7 +188,16 @@ class SimOrder:
     @property
     def queued(self) -> bool:
         """Whether it stands in the book: a stop order does once it is triggered, a bracket's profit side at once."""
-        return self.ticket.kind.rests and self.state.live and not (self.waits and not self.ticket.kind.brackets)
+        unseen = self.state is State.PENDING or (self.waits and not self.ticket.kind.brackets)
+        return self.ticket.kind.rests and self.state.live and not unseen
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """When its time is up: it comes to the book, its cancel is done, or it expires."""
+        if not self.state.live:
+            return None
+        given = (self.due_ns if self.state is State.PENDING else 0, self.cancel_ns, self.ticket.end_ns or 0)
+        return min((moment for moment in given if moment), default=None)
 
     @property
     def trigger_status(self) -> str:
@@ -193,7 +216,7 @@ class SimOrder:
             return self.product.quantity(self.open_lots)
         worst = worst_ticks(self.ticket)
         if worst is None:
-            return Decimal(0)
+            return self.reserve if self.state is State.PENDING else Decimal(0)
         cost = self.product.quantity(self.open_lots) * self.product.price(worst)
         return cost * (1 + max(self.taker_rate, self.maker_rate))
 

@@ -114,6 +114,7 @@ class Records:
             "batch": self._batch,
             "opened": self._opened,
             "order": self._ordered,
+            "arrived": self._arrived,
             "triggered": self._triggered,
             "fill": self._filled,
             "repeated": self._repeated,
@@ -146,10 +147,11 @@ class Records:
         return dataclasses.replace(product, status="offline" if flags.get("offline") else "online", **given)
 
     def next_due(self, now_ns: int) -> SimOrder | None:
-        """The live order whose end time or queued cancel is due first, by ``now_ns``."""
+        """The live order whose time is up first (``SimOrder.deadline_ns``), by ``now_ns``."""
         while self._due and self._due[0][0] <= now_ns:
             order = self.orders[self._due[0][1]]
-            if order.state.live:
+            deadline_ns = order.deadline_ns
+            if deadline_ns is not None and deadline_ns <= now_ns:
                 return order
             heapq.heappop(self._due)
         return None
@@ -216,6 +218,8 @@ class Records:
             filled_value=Decimal(event["filled_value"]),
             fees=Decimal(event["fees"]),
             triggered_ns=event["triggered_ns"],
+            due_ns=event["due_ns"],
+            reserve=Decimal(event["reserve"]),
             cancel_ns=event["cancel_ns"],
             closed_ns=event["closed_ns"],
             message=event["message"],
@@ -225,8 +229,9 @@ class Records:
         if order.state.live:
             self.open_orders[order.order_id] = order
             self._hold_account(order).hold += order.hold()
-            self._stand(order)
             self._note_end(order)
+            if order.state is not State.PENDING:
+                self._stand(order)
 
     def _kept_fill(self, event: Event) -> None:
         order = self.orders[event["order_id"]]
@@ -272,11 +277,22 @@ class Records:
             priority=self._priority,
             limit_ticks=ticket.ticks,
         )
+        if "due_ns" in event:
+            order.state, order.due_ns, order.reserve = State.PENDING, event["due_ns"], Decimal(event["reserve"])
         self._list(order)
         self.open_orders[order.order_id] = order
         self._hold_account(order).hold += order.hold()
-        self._stand(order)
         self._note_end(order)
+        if order.state is not State.PENDING:
+            self._stand(order)
+
+    def _arrived(self, event: Event) -> None:
+        order = self.orders[event["order_id"]]
+        held = order.hold()
+        self._priority += 1
+        order.state, order.priority = State.OPEN, self._priority
+        self._stand(order)
+        self._hold_account(order).hold += order.hold() - held
 
     def _triggered(self, event: Event) -> None:
         order = self.orders[event["order_id"]]
@@ -366,9 +382,9 @@ class Records:
 
     def _note_end(self, order: SimOrder) -> None:
         """Remember when the order has to be looked at because its time is up."""
-        for due_ns in (order.ticket.end_ns, order.cancel_ns or None):
-            if due_ns is not None:
-                heapq.heappush(self._due, (due_ns, order.order_id))
+        for moment_ns in (order.ticket.end_ns, order.cancel_ns, order.due_ns):
+            if moment_ns:
+                heapq.heappush(self._due, (moment_ns, order.order_id))
 
     def _leave(self, order: SimOrder) -> None:
         ticket = order.ticket
@@ -485,6 +501,8 @@ def _kept_order_event(order: SimOrder) -> Event:
         "filled_value": plain(order.filled_value),
         "fees": plain(order.fees),
         "triggered_ns": order.triggered_ns,
+        "due_ns": order.due_ns,
+        "reserve": plain(order.reserve),
         "cancel_ns": order.cancel_ns,
         "closed_ns": order.closed_ns,
         "message": order.message,

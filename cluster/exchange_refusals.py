@@ -98,7 +98,7 @@ def refuse_to_amend(order: SimOrder, product: Product) -> None:
     """Refuse to amend an order because of what or where it is; raises ``EditRefusal``."""
     if order.state is State.CANCEL_QUEUED:
         raise EditRefusal("CANNOT_EDIT_ORDER_PENDING_CANCEL", "order_id: is being cancelled")
-    if not order.state.live:
+    if not order.state.live or order.state is State.PENDING:
         raise EditRefusal("ONLY_OPEN_ORDERS_CAN_BE_EDITED", f"order_id: the order is {order.state}")
     if not order.ticket.kind.amendable:
         raise EditRefusal("ONLY_LIMIT_ORDER_EDITS_SUPPORTED", "order_id: only limit orders good until cancelled")

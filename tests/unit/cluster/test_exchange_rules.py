@@ -10,7 +10,7 @@ import pytest
 
 from cluster.exchange_book import Exchange, Rules, SelfTrade, State
 from cluster.exchange_records import FLAGS
-from cluster.exchange_ticket import Refusal
+from cluster.exchange_ticket import EditRefusal, Refusal
 from strategies.model import Side
 from tests.exchange_engine import (
     DEPOSITS,
@@ -453,6 +453,79 @@ def test_an_order_that_ends_while_its_cancel_is_under_way_expires(tmp_path: Path
     exchange.cancel([order.order_id], NOW_NS)
     exchange.advance(NOW_NS + 20 * SECOND_NS)
     assert state(order) is State.EXPIRED
+    assert nothing_held(exchange)
+
+
+# --- orders that come to the book later ---
+
+
+def late(folder: Path) -> Exchange:
+    return ruled(folder, accept_delay_ns=200_000_000)
+
+
+def test_an_accepted_order_is_pending_until_it_comes_to_the_book(tmp_path: Path) -> None:
+    exchange = late(tmp_path)
+    orders = [
+        limit(exchange, "BUY", "0.001", "59990.00"),
+        place(exchange, "market_market_ioc", base_size="0.001"),
+        place(exchange, "market_market_ioc", quote_size="100"),
+        place(exchange, "limit_limit_fok", base_size="9", limit_price="60000.01"),
+        stop(exchange, "SELL", "0.001", "59000.00", "59900.00"),
+    ]
+    assert [order.status for order in orders] == ["PENDING"] * 5
+    assert exchange.fills == []
+    assert all(ticks != 5_999_000 for ticks, _ in shown(exchange, Side.SELL)[:1])
+    assert hold(exchange, "USD") == sum(o.hold() for o in orders if o.ticket.side is Side.BUY) > 160
+    assert picture(opened(tmp_path, pinned=False)) == picture(exchange)
+    exchange.advance(NOW_NS + 199_999_999)
+    assert {order.status for order in orders} == {"PENDING"}
+    exchange.advance(NOW_NS + 200_000_000)
+    assert [order.status for order in orders] == ["OPEN", "FILLED", "FILLED", "CANCELLED", "OPEN"]
+    assert hold(exchange, "USD") == orders[0].hold()
+    exchange.push_price("BTC-USD", 5_980_000, NOW_NS + SECOND_NS)
+    assert (state(orders[0]), state(orders[4])) == (State.FILLED, State.FILLED)
+    assert nothing_held(exchange)
+    again = opened(tmp_path, pinned=False)
+    assert picture(again) == picture(exchange)
+
+
+def test_what_is_no_longer_allowed_when_it_comes_to_the_book_fails(tmp_path: Path) -> None:
+    exchange = late(tmp_path)
+    posted = limit(exchange, "BUY", "0.001", "59990.00", post_only=True)
+    dear = place(exchange, "market_market_ioc", base_size="16")
+    exchange.push_price("BTC-USD", 5_900_000, NOW_NS)
+    exchange._pinned["BTC-USD"] = 7_000_000
+    exchange.deposit("USD", -exchange.accounts["USD"].available, NOW_NS)
+    exchange.advance(NOW_NS + 200_000_000)
+    assert (state(dear), dear.message) == (State.FAILED, "INSUFFICIENT_FUND")
+    assert state(posted) is State.OPEN
+    exchange.deposit("USD", Decimal(10_000), NOW_NS)
+    crossing = limit(exchange, "BUY", "0.001", "69990.00", NOW_NS + 200_000_000, post_only=True)
+    exchange.push_price("BTC-USD", 6_900_000, NOW_NS + 200_000_000)
+    exchange.advance(NOW_NS + SECOND_NS)
+    assert (state(crossing), crossing.message) == (State.FAILED, "INVALID_LIMIT_PRICE_POST_ONLY")
+    closed = limit(exchange, "BUY", "0.001", "59000.00", NOW_NS + SECOND_NS)
+    exchange.set_product("BTC-USD", {"cancel_only": True}, NOW_NS + SECOND_NS)
+    exchange.advance(NOW_NS + 2 * SECOND_NS)
+    assert state(closed) is State.FAILED
+    assert all(not order.hold() for order in (dear, crossing, closed))
+    again = opened(tmp_path, pinned=False)
+    assert picture(again) == picture(exchange)
+    again.compact()
+    assert picture(opened(tmp_path, pinned=False)) == picture(exchange)
+
+
+def test_a_pending_order_can_be_cancelled_and_expire_but_not_be_amended(tmp_path: Path) -> None:
+    exchange = ruled(tmp_path, accept_delay_ns=2 * SECOND_NS, cancel_delay_ns=5 * SECOND_NS)
+    leaving = limit(exchange, "BUY", "0.001", "59990.00")
+    fields: dict[str, Any] = {"base_size": "1", "limit_price": "50000.00", "end_time": "2025-03-10T13:37:22Z"}
+    ending = place(exchange, "limit_limit_gtd", **fields)
+    with pytest.raises(EditRefusal) as refusal:
+        exchange.amend(leaving.order_id, "0.002", "59990.00", NOW_NS)
+    assert refusal.value.code == "ONLY_OPEN_ORDERS_CAN_BE_EDITED"
+    assert exchange.cancel([leaving.order_id], NOW_NS) == {leaving.order_id: ""}
+    exchange.advance(NOW_NS + 3 * SECOND_NS)
+    assert (leaving.status, ending.status) == ("CANCELLED", "EXPIRED")
     assert nothing_held(exchange)
 
 
