@@ -92,6 +92,9 @@ class Replication:
     wanted: int
 
 
+_CLOSED: Final = "the connection to the ledger is closed"
+
+
 class Wire:
     """A way to the server. Every method may raise ``LedgerUnavailable`` or ``LedgerError``."""
 
@@ -120,6 +123,7 @@ class Wire:
         self._waiting: list[_Call] = []
         self._flushing: asyncio.Task[None] | None = None
         self._waits_for_memory_only = False
+        self._closed = False
 
     @classmethod
     def connect(cls, settings: Settings, secrets: Secrets) -> Wire:
@@ -130,11 +134,22 @@ class Wire:
         return cls(server, _revealed(secrets.redis_password), _revealed(secrets.sentinel_password))
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; who still waits for an answer gets ``LedgerUnavailable``, as does who comes later."""
+        self._closed = True
+        if self._flushing is not None and not self._flushing.done():
+            # Ended, not left behind: a pipeline that nobody ends keeps its connection for ever.
+            self._flushing.cancel()
+            await asyncio.gather(self._flushing, return_exceptions=True)
+        for call in self._waiting:
+            if not call.future.done():
+                call.future.set_exception(LedgerUnavailable(_CLOSED))
+        self._waiting.clear()
         await self._client.aclose()
 
     async def send(self, *command: str) -> Any:
         """One command, sent with all others of this turn of the event loop."""
+        if self._closed:
+            raise LedgerUnavailable(_CLOSED)
         if len(self._waiting) >= WAITING_CALLS_MAX:
             raise LedgerUnavailable(f"more than {WAITING_CALLS_MAX} calls are waiting for the ledger")
         try:

@@ -155,6 +155,9 @@ class Carrier:
             except VenueError as error:
                 failure = error
             for _, heard in waiting:
+                if heard.done():
+                    # Whoever asked was ended meanwhile.
+                    continue
                 if failure is None:
                     heard.set_result(None)
                 else:

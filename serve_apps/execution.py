@@ -54,6 +54,7 @@ RECONCILE_PAUSE_S: Final = 1.0
 # The venue's lists may be behind one another, but not for so long.
 EXPLAINED_S_MAX: Final = 60.0
 EMPTY_INTERVAL_S: Final = 1.0
+POLL_S_MIN: Final = 1.0
 # A token of ours begins "now" by our clock, and the venue refuses one that has not begun (control 50: one second).
 CLOCK_SKEW_S_MAX: Final = 1.0
 CHANNELS: Final = ("user", "ticker")
@@ -93,6 +94,8 @@ class Execution:
         self._ask: Ask = ask or self._threads  # type: ignore[assignment]
         self._clock = clock or HostClock()
         self._make_stream = stream
+        # A channel that is lost comes back; until then the requests are needed for orders too.
+        self._poll_s = settings.poll_interval_s if stream is None else max(settings.poll_interval_s, POLL_S_MIN)
         self._allow_transfer_key = allow_transfer_key
         self._context = ExecutionContext(
             ledger, venue, settings.account, settings, self._ask, self._clock, settled_s=SETTLED_S
@@ -100,7 +103,7 @@ class Execution:
         self._wake = asyncio.Event()
         self._live = LiveState(self._context, self._wake.set)
         self._settler = Settler(self._context)
-        self._carrier = Carrier(self._context, self._told)
+        self._carrier = Carrier(self._context)
         self._reconciled_at = float("-inf")
         self._differing = asyncio.Event()
         # Since when a difference has been explained by what should be over in a moment.
@@ -258,11 +261,6 @@ class Execution:
 
     # -- orders that change --------------------------------------------------------------------------------------------
 
-    def _told(self) -> None:
-        """The venue has heard of something. Where its channel tells what becomes of it, nothing need be asked."""
-        if not self._live.heard:
-            self._wake.set()
-
     async def _listen(self, stream: Stream) -> None:
         try:
             await self._live.listen(stream)
@@ -273,11 +271,13 @@ class Execution:
         """Settle what the channel tells at once; what it may not have told, every few seconds or as it is polled."""
         settled_at = self._clock.monotonic_s()
         while True:
-            rhythm_s = SETTLE_ALL_S if self._live.heard else self._settings.poll_interval_s
+            rhythm_s = SETTLE_ALL_S if self._live.heard else self._poll_s
             await heard_or_later(self._wake, max(0.0, settled_at + rhythm_s - self._clock.monotonic_s()))
             updates, resync = self._live.take()
-            due = resync or not self._live.heard or self._clock.monotonic_s() - settled_at >= SETTLE_ALL_S
+            due = resync or self._clock.monotonic_s() - settled_at >= SETTLE_ALL_S
             try:
+                # Where nothing is open there is nothing to poll for; what others do there may wait a little longer.
+                due = due or (not self._live.heard and bool(await self._ledger.open_orders(self._account, 1)))
                 await self._settler.settle_changed(updates)
                 if resync:
                     self._differing.set()

@@ -38,7 +38,7 @@ FILL_OVERLAP_SHORT_NS: Final = 5 * NS_PER_S
 # An order of ours was never created at the venue before it was reserved here, give or take the clocks.
 CLOCK_MARGIN_NS: Final = 60 * NS_PER_S
 # So many orders are asked for one by one; beyond, the venue's list is read.
-ASKED_ONE_BY_ONE_MAX: Final = 10
+ASKED_ONE_BY_ONE_MAX: Final = 50
 ORDERS_OF_FILLS_MAX: Final = 50
 # An order nobody will send any more is looked at only when whoever was to send it has had its time, several times over.
 ORPHAN_AFTER: Final = 4
@@ -80,17 +80,16 @@ class Settler:
         ids = sorted({u.venue_order_id for u in updates if u.filled_quantity > 0})
         for begin in range(0, len(ids), ORDERS_OF_FILLS_MAX):
             await self.book_fills(ids[begin : begin + ORDERS_OF_FILLS_MAX])
-        for update in updates:
-            if update.status in TERMINAL and update.status is not None:
-                fields = await self._ledger.order(self._context.account, update.client_order_id)
-                if (
-                    fields
-                    and OrderStatus(fields["status"]) not in TERMINAL
-                    and update.product_id in self._context.products
-                ):
-                    named = {"client_order_id": update.client_order_id, **fields}
-                    ended = _Ending(update.venue_order_id, update.product_id, update.status, update.filled_quantity)
-                    await self._end(named, ended)
+        await asyncio.gather(*(self._end_told(update) for update in updates))
+
+    async def _end_told(self, update: OrderUpdate) -> None:
+        """End an order whose end the venue has told, if it is still open here."""
+        if update.status is None or update.status not in TERMINAL or update.product_id not in self._context.products:
+            return
+        fields = await self._ledger.order(self._context.account, update.client_order_id)
+        if fields and OrderStatus(fields["status"]) not in TERMINAL:
+            ended = _Ending(update.venue_order_id, update.product_id, update.status, update.filled_quantity)
+            await self._end({"client_order_id": update.client_order_id, **fields}, ended)
 
     async def sweep(self) -> None:
         """Orders nobody will send any more (their outbox entry is gone) are ended, once the venue was asked."""
