@@ -11,6 +11,7 @@ import datetime as dt
 import ipaddress
 import json
 import logging
+import random
 import socket
 import ssl
 import time
@@ -22,6 +23,7 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -217,7 +219,12 @@ def open_sockets(host_port: str) -> int:
 
 
 @pytest.mark.usefixtures("no_leftovers")
-async def test_what_the_venue_says_is_told_after_all_channels_are_subscribed(folder: Path) -> None:
+async def test_what_the_venue_says_is_told_after_all_channels_are_subscribed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No proxy of the environment comes between.
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "wss_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
     async with serving(folder, well) as server:
         found = await until(stream_to(server.host_port, folder), has(Beat, 2))
     assert kinds(found) == ["Connected", "Quote"]
@@ -606,6 +613,72 @@ async def test_a_venue_that_is_away_is_waited_for_as_long_as_it_takes(folder: Pa
     assert [event async for event in events] == []
 
 
+@pytest.mark.usefixtures("no_leftovers")
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_the_venue_does_in_whatever_order_it_is_listened_to_again(folder: Path, seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def chaos(talk: Talk) -> None:
+        if chance.random() < 0.2:
+            return
+        await talk.subscribed(chance.choice([1, 2, 2, 2]))
+        for _ in range(chance.randrange(12)):
+            await _something(talk, chance)
+        await chance.choice([talk.connection.close, talk.connection.wait_closed, _nothing])()
+
+    async with serving(folder, *[chaos] * 12, well) as server:
+        stream = stream_to(server.host_port, folder, silent_s=0.2, open_timeout_s=0.4)
+
+        def recovered(found: list[StreamEvent]) -> bool:
+            return len(server.talks) == 13 and isinstance(found[-1], Quote)
+
+        found = await until(stream, recovered)
+        assert await _gone(server.host_port)
+    connected = False
+    for event in found:
+        if isinstance(event, Connected | Lost):
+            assert not (connected and isinstance(event, Connected))
+            connected = isinstance(event, Connected)
+        # What is told between connections is never a price.
+        assert connected or not isinstance(event, Quote | Beat)
+    numbers = connections(found)
+    assert numbers == sorted(set(numbers))
+
+
+async def _something(talk: Talk, chance: random.Random) -> None:
+    """A message as it should be, or one of everything that can go wrong with it."""
+    what = chance.randrange(9)
+    if what < 3:
+        await talk.quote()
+    elif what == 3:
+        garbage: list[str | bytes] = ["noise", b"\xff\xfe", "{}", '{"type":"error","message":"x"}', "[1]"]
+        await talk.connection.send(chance.choice(garbage))
+    elif what == 4:
+        await talk.say(chance.choice(["status", "user", "ticker", "subscriptions"]), chance.choice([{}, 5, None]))
+    elif what == 5:
+        talk.sequence += chance.choice([0, 0, 1, -1, 10**18])
+    elif what == 6:
+        await asyncio.sleep(chance.choice([0, 0.01, 0.1, 0.3]))
+    elif what == 7 and chance.random() < 0.3:
+        talk.connection.transport.abort()
+    else:
+        await talk.say("heartbeats", {"heartbeat_counter": 1})
+
+
+async def _nothing() -> None:
+    """The handler ends, and the library closes with 1000."""
+
+
+def test_it_is_all_the_same_on_the_loop_serve_uses(folder: Path) -> None:
+    async def story() -> None:
+        async with serving(folder, cut, gap, silence, well) as server:
+            found = await until(stream_to(server.host_port, folder), lambda found: connections(found)[-1:] == [4])
+            assert kinds(found)[-2:] == ["Lost", "Connected"]
+            assert await _gone(server.host_port)
+
+    uvloop.run(story())
+
+
 # --- those who listen ---
 
 
@@ -613,19 +686,26 @@ async def test_a_venue_that_is_away_is_waited_for_as_long_as_it_takes(folder: Pa
 async def test_closing_ends_the_events_and_leaves_no_task_and_no_socket(folder: Path) -> None:
     async with serving(folder, well) as server:
         stream = stream_to(server.host_port, folder, ("ticker", "user"))
-        listening = asyncio.create_task(_listen(stream))
-        async with asyncio.timeout(WAIT_S):
-            while len([talk for talk in server.talks if len(talk.requests) == 2]) < 2:
-                await asyncio.sleep(0.01)
+        found: list[StreamEvent] = []
+
+        both = asyncio.Event()
+
+        async def listen() -> None:
+            async for event in stream.events():
+                found.append(event)
+                if has(Connected, 2)(found):
+                    both.set()
+
+        listening = asyncio.create_task(listen())
+        await asyncio.wait_for(both.wait(), WAIT_S)
         assert open_sockets(server.host_port) == 2
         began_s = time.monotonic()
         await stream.close()
         await stream.close()
         assert time.monotonic() - began_s < 2
-        found = await asyncio.wait_for(listening, 5)
+        await asyncio.wait_for(listening, 5)
         assert open_sockets(server.host_port) == 0
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("venue")]
-    assert has(Connected)(found)
     assert [event async for event in stream.events()] == []
 
 
