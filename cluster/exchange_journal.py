@@ -28,8 +28,11 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Read ``path`` (made when absent); ``past`` then holds its events by line. Raises ``JournalError``."""
         self.path = path
+        new = not path.exists()
         self.past = self._read()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if new:
+            _sync_folder(path.parent)
         self.length = os.fstat(self._file).st_size
         self.lines_since_replaced = len(self.past)
         self._written = 0
@@ -95,11 +98,7 @@ class Journal:
             os.dup2(file, self._file, inheritable=False)
         finally:
             os.close(file)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(self.path.parent)
         self.length = os.fstat(self._file).st_size
         self.lines_since_replaced = 0
         self._on_disk = self._written
@@ -131,6 +130,15 @@ class Journal:
         if not isinstance(event, dict) or "kind" not in event:
             raise JournalError(f"{self.path} line {number}: not an event; move the file away to begin anew")
         return event
+
+
+def _sync_folder(folder: Path) -> None:
+    """A file's name is on disk only when its folder is."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _write(file: int, content: bytes) -> None:
