@@ -5,14 +5,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime as dt
+import itertools
 import json
+import ssl
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, Final
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from websockets.asyncio.server import ServerConnection, serve
 
+from cluster.exchange_keys import open_credentials
+from cluster.venue import Venue, simulator_endpoint
 from cluster.venue_channels import (
     Beat,
     Candle,
@@ -25,6 +33,7 @@ from cluster.venue_channels import (
     read_message,
 )
 from cluster.venue_shapes import Quote
+from cluster.venue_stream import VenueStream
 from strategies.model import OrderStatus
 from tests.contract import coinbase_schemas as documented
 from tests.contract.coinbase_messages import damaged, valid
@@ -170,3 +179,91 @@ def test_an_error_message_is_told_and_is_no_part_of_the_sequence(message: dict[s
     (event,) = found.events
     assert isinstance(event, StreamError)
     assert message["message"].strip() in event.message
+
+
+# --- over a real connection ---
+
+
+class Babbler:
+    """A venue that says whatever it is given, numbered as the venue does, and goes on after a new connection."""
+
+    def __init__(self, messages: list[Any]) -> None:
+        self.left = messages
+        self.connections = 0
+
+    async def serve(self, socket: ServerConnection) -> None:
+        """One connection: take the subscriptions, acknowledge, say what is left, then the last heartbeat for ever."""
+        self.connections += 1
+        for _ in range(2):
+            await socket.recv()
+        numbers = itertools.count()
+        await socket.send(json.dumps(_numbered(_ACKNOWLEDGED, next(numbers))))
+        while self.left:
+            await socket.send(_wire(self.left.pop(0), numbers))
+        while True:
+            await socket.send(json.dumps(_numbered(_LAST, next(numbers))))
+            await asyncio.sleep(0.05)
+
+
+_STAMP: Final = {"timestamp": "2026-01-01T00:00:00Z"}
+_ACKNOWLEDGED: Final = _STAMP | {
+    "channel": "subscriptions",
+    "events": [{"subscriptions": {"ticker": ["BTC-USD"], "heartbeats": ["heartbeats"]}}],
+}
+_LAST: Final = _STAMP | {
+    "channel": "heartbeats",
+    "events": [{"current_time": "2026-01-01 00:00:00 +0000 UTC", "heartbeat_counter": 777_000_777}],
+}
+
+
+def _numbered(message: dict[str, Any], number: int) -> dict[str, Any]:
+    return message | {"sequence_num": number}
+
+
+def _wire(message: Any, numbers: Iterator[int]) -> str | bytes:
+    """A message of the right number where it still has one; damage may have taken it or made it another."""
+    if isinstance(message, bytes):
+        return message
+    if isinstance(message, dict) and type(message.get("sequence_num")) is int:
+        message = _numbered(message, next(numbers))
+    return json.dumps(message).encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.slow
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    messages=st.lists(
+        st.one_of([damaged(shape) for shape in MESSAGES.values()]) | st.binary(max_size=50), min_size=5, max_size=25
+    )
+)
+def test_a_venue_that_says_anything_never_ends_nor_disturbs_the_stream(
+    messages: list[Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("babbler")
+    credentials = open_credentials(folder, dt.datetime.now(dt.UTC))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(credentials.certificate_file, credentials.certificate_key_file)
+
+    async def run() -> list[Any]:
+        babbler = Babbler(messages)
+
+        def simulated(_: Any, __: Any, response: Any) -> None:
+            response.headers["X-Simulated"] = "1"
+
+        async with serve(babbler.serve, "127.0.0.1", 0, ssl=tls, process_response=simulated) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            venue = Venue(simulator_endpoint(f"127.0.0.1:{port}", folder))
+            stream = VenueStream(venue, ["ticker"], ["BTC-USD"])
+            told = []
+            async with asyncio.timeout(60):
+                async for event in stream.events():
+                    told.append(event)
+                    if event == Beat(777_000_777):
+                        break
+            await stream.close()
+            venue.close()
+        return told
+
+    told = asyncio.run(run())
+    assert all(isinstance(event, (*EVENTS, Connected, Lost, Gap)) for event in told)
+    assert messages == []

@@ -6,14 +6,18 @@ way must be of its documented shape, without a field that is in no source.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import requests
 from coinbase.rest import RESTClient
 from coinbase.rest.types import orders_types
 
@@ -496,3 +500,52 @@ def test_every_order_method_of_the_sdk_is_among_these() -> None:
     others |= {"preview_order"}
     found = {name for name in dir(RESTClient) if "order" in name}
     assert found == known | others
+
+
+# What the SDK has and the simulator answers with 404, because a desk of spot orders has no use for it.
+NOT_SIMULATED: Final[dict[str, set[str]]] = {
+    "portfolios are made and filled by hand": {
+        "create_portfolio",
+        "edit_portfolio",
+        "delete_portfolio",
+        "move_portfolio_funds",
+    },
+    "conversions": {"create_convert_quote", "get_convert_trade", "commit_convert_trade"},
+    "payment methods": {"list_payment_methods", "get_payment_method"},
+    "futures": {
+        "get_futures_balance_summary",
+        "list_futures_positions",
+        "get_futures_position",
+        "schedule_futures_sweep",
+        "list_futures_sweeps",
+        "cancel_pending_futures_sweep",
+        "get_intraday_margin_setting",
+        "get_current_margin_window",
+        "set_intraday_margin_setting",
+    },
+    "perpetuals": {
+        "allocate_portfolio",
+        "get_perps_portfolio_summary",
+        "list_perps_positions",
+        "get_perps_position",
+        "get_perps_portfolio_balances",
+        "opt_in_or_out_multi_asset_collateral",
+    },
+}
+_PLUMBING: Final = {"get", "post", "put", "delete", "prepare_and_send_request", "send_request", "set_headers"}
+
+
+def test_every_method_of_the_sdk_is_called_here_or_not_simulated_on_purpose() -> None:
+    methods = {name for name, _ in inspect.getmembers(RESTClient, inspect.isfunction) if not name.startswith("_")}
+    wrappers = {name for name in methods if "order" in name}
+    source = Path(__file__).read_text()
+    called = {name for name in methods if re.search(rf"client\.{name}\(", source)}
+    left_out = {name for names in NOT_SIMULATED.values() for name in names}
+    assert methods - wrappers - called - _PLUMBING == left_out
+
+
+def test_what_is_not_simulated_is_404_and_says_so(simulator: Simulator) -> None:
+    with rest_bot(simulator) as bot:
+        with pytest.raises(requests.HTTPError, match=r"404.*not simulated"):
+            bot.client.get(f"{PREFIX}/payment_methods")
+        assert bot.problems() == []

@@ -6,6 +6,7 @@ and numbered without a gap. Frames as they were recorded from production must fi
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
 import multiprocessing
@@ -20,7 +21,7 @@ from coinbase.websocket import WSClient, WSClientException, WSUserClient
 from coinbase.websocket.types import misc_types
 
 from tests.contract import coinbase_schemas as documented
-from tests.contract.bots import KEY_FILES, WAIT_S_MAX, Listener, problems, rest_bot, verified_client, ws_bot
+from tests.contract.bots import KEY_FILES, WAIT_S_MAX, Listener, problems, rest_bot, trusted, verified_client, ws_bot
 from tests.contract.coinbase_schemas import Many, Shape
 from tests.simulator import Simulator, running_simulator
 
@@ -168,6 +169,27 @@ def test_subscribe_and_unsubscribe_take_lists_of_channels(market: tuple[Any, Lis
         listener.wait_channel(channel)
     client.unsubscribe_all()
     listener.wait(lambda m: m.get("channel") == "subscriptions" and acknowledged(listener, "ticker", set()))
+
+
+def test_the_sdks_coroutines_do_the_same(simulator: Simulator) -> None:
+    listener = Listener()
+    made = verified_client(WSClient, trusted(simulator))
+    key_file = str(simulator.state_dir / KEY_FILES["ES256"])
+
+    async def run() -> None:
+        client = made(base_url=f"wss://{simulator.host_port}", key_file=key_file, on_message=listener.on_message)
+        await client.open_async()
+        await client.subscribe_async([PRODUCT], ["ticker", "user", "heartbeats"])
+        await client.candles_async([PRODUCT])
+        wanted = {"ticker", "user", "heartbeats", "candles"}
+        async with asyncio.timeout(WAIT_S_MAX):
+            while not wanted <= {message.get("channel") for message in listener.messages}:
+                await asyncio.sleep(0.05)
+        await client.unsubscribe_all_async()
+        await client.close_async()
+
+    asyncio.run(run())
+    check(listener)
 
 
 def test_an_unknown_channel_is_an_authentication_failure_and_an_unknown_product_is_left_out(
