@@ -652,13 +652,14 @@ class Ledger:
         return None if text is None else int(text) * 1000
 
     async def tighten(
-        self, account: str | None, scope: str, state: TradingState, by: str, reason: str
+        self, account: str | None, scope: str, state: TradingState, by: str, reason: str, cause: str = ""
     ) -> tuple[int, int, TradingState]:
         """Make a scope (global of the desk; account, strategy|S, product|P) at least as strict as ``state``.
 
-        Returns (audit number, cancels asked for, the state that holds). Loosening is ``propose_resume``'s.
+        ``cause`` names the rule that asks for it (with an alert), "" a person. Returns (audit number, cancels asked
+        for, the state that holds). Loosening is ``propose_resume``'s.
         """
-        seq, asked, holds = await self._call("tt_tighten", account, scope, state.value, by, reason)
+        seq, asked, holds = await self._call("tt_tighten", account, scope, state.value, by, reason, cause)
         return int(seq), int(asked), TradingState(holds)
 
     async def accounts(self) -> list[str]:

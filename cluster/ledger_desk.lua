@@ -28,7 +28,7 @@ end
 
 local pending_resumes, write_proposal
 
--- ARGV: scope, state, by, reason. Sets the state only where that does not allow more: of two halts the stricter one
+-- ARGV: scope, state, by, reason, cause ('' = a person). Sets the state only where that does not allow more: of two halts the stricter one
 -- stays. Anybody may do this alone; loosening is approve()'s. CANCEL_ALL also asks for the cancellation of every open
 -- order the scope covers. Returns {audit number, cancels asked for, the state that holds now}.
 local function tighten(keys, args)
@@ -45,10 +45,13 @@ local function tighten(keys, args)
   if before and LEVELS[before] and LEVELS[before] >= LEVELS[state] then
     holds = before
   else
-    ctx.states[1] = { scope, state, '' }
+    ctx.states[1] = { scope, state, args[5] or '' }
+    if args[5] and args[5] ~= '' then
+      alert(ctx, 'HARD', args[5], scope, '', '', args[4])
+    end
   end
-  local seq = audit(ctx, 'STATE', scope, args[3], { state = holds, asked = state, before = before or '', cause = '',
-    reason = args[4] })
+  local seq = audit(ctx, 'STATE', scope, args[3], { state = holds, asked = state, before = before or '',
+    cause = args[5] or '', reason = args[4] })
   -- Who halts says no to whatever was to resume the scope: a later approval of it must not undo this.
   local refused = state ~= 'ACTIVE' and pending_resumes(ctx, scope) or {}
   for _, proposal in ipairs(refused) do

@@ -214,7 +214,7 @@ class DeadMan:
             return
         reason = f"dead man: {self._trip.reason}"
         try:
-            await self._ledger.tighten(self._account, "account", TradingState.CANCEL_ALL, BY, reason)
+            await self._ledger.tighten(self._account, "account", TradingState.CANCEL_ALL, BY, reason, "DEADMAN")
         except (LedgerUnavailable, LedgerError) as error:
             self._tell(f"account {self._account} could not be halted yet: {error}")
             return

@@ -208,12 +208,16 @@ class Execution:
 
         What differs and is not explained, however often one looks, halts the account. Raises ``VenueError``.
         """
+        standing: frozenset[tuple[str, str, str]] | None = None
         for attempt in range(RECONCILE_TRIES):
             if attempt:
                 await asyncio.sleep(RECONCILE_AGAIN_S)
             await self._settler.settle()
             await self._settler.sweep()
             found = await compare(self._ledger, self._venue, self._account, self._ask)
+            # While orders end all the time some look shows one that has just ended; only what every look shows counts.
+            standing = found.broken if standing is None else standing & found.broken
+            found = found.standing(standing)
             if not found.breaks and not found.explained:
                 break
         if breaks := [*found.breaks, *self._too_long_explained(found)]:
@@ -230,8 +234,8 @@ class Execution:
         skew = clocks.beyond(CLOCK_SKEW_S_MAX)
         if skew is not None:
             logger.error("the clocks differ: %s", skew)
-            reason = f"CLOCK_SKEW: {skew}"
-            await self._ledger.tighten(self._account, "account", TradingState.REDUCING, "execution", reason)
+            state, by = TradingState.REDUCING, "execution"
+            await self._ledger.tighten(self._account, "account", state, by, f"the clocks differ: {skew}", "CLOCK_SKEW")
 
     def _too_long_explained(self, found: Comparison) -> list[str]:
         """Differences that were to be over in a moment and are not; what is on its way takes as long as it takes."""
