@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
@@ -23,6 +23,7 @@ BAR: Final = "bar"
 ORDER: Final = "order"
 CORRECTION: Final = "correction"
 NOTE: Final = "note"
+_BLOCK_BYTES: Final = 65_536
 
 
 class JournalError(RunError):
@@ -81,6 +82,45 @@ def read_journal(path: Path, length: int | None = None) -> Iterator[dict[str, An
         raise JournalError(path.name, str(path), f"a readable file ({error.strerror})") from error
     if left:
         raise JournalError(path.name, length - left if length else 0, f"the {length} bytes the checkpoint counts")
+
+
+def read_page(path: Path, length: int, after: int | None, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """At most ``limit`` lines from byte ``after`` on (None: the newest), and the byte behind them.
+
+    Only the first ``length`` bytes count, which must end with a line. Raises ``JournalError`` where ``after`` is not
+    the beginning of one. However long a journal is, only the page is read.
+    """
+    if not length:
+        return [], 0
+    try:
+        with path.open("rb") as file:
+            start = _newest(file, length, limit) if after is None else min(after, length)
+            if start:
+                file.seek(start - 1)
+                if file.read(1) != b"\n":
+                    raise JournalError("after", start, "the `next` of an earlier answer")
+            file.seek(start)
+            lines: list[dict[str, Any]] = []
+            while start < length and len(lines) < limit:
+                raw = file.readline()
+                lines.append(_line(path, len(lines) + 1, raw))
+                start += len(raw)
+            return lines, start
+    except OSError as error:
+        raise JournalError(path.name, str(path), f"a readable file ({error.strerror})") from error
+
+
+def _newest(file: BinaryIO, length: int, limit: int) -> int:
+    """Where the last ``limit`` lines of the first ``length`` bytes begin."""
+    begin, found, tail = length, 0, b""
+    while begin and found <= limit:
+        size = min(_BLOCK_BYTES, begin)
+        begin -= size
+        file.seek(begin)
+        tail = file.read(size) + tail
+        found = tail.count(b"\n")
+    ends = [place for place, byte in enumerate(tail) if byte == 0x0A]
+    return begin + ends[-limit - 1] + 1 if len(ends) > limit else begin
 
 
 def _line(path: Path, number: int, raw: bytes) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pydantic import Field
 from cluster.api_keys import READ, TRADE, ApiKey, ApiKeyError, revoke_key
 from cluster.ray_jobs import SUBMIT_TIMEOUT_S, Job, RayJobs
 from cluster.run_folder import RunConflict, RunError, RunState, UnknownRun
-from cluster.session_journal import read_journal
+from cluster.session_journal import JournalError, read_page
 from cluster.sessions import (
     JOB_PREFIX,
     LISTED_MAX,
@@ -40,7 +40,7 @@ from cluster.sessions import (
     settle_with_job,
 )
 from serve_apps.api_access import Desk, GuardedRoute, Reader, TheDesk, Trader, account_snapshot
-from serve_apps.api_problems import problems
+from serve_apps.api_problems import invalid_request, problems
 from serve_apps.api_runs import FailureView
 from serve_apps.api_shapes import Decimals, Nanoseconds, Shape
 from serve_apps.problem import Problem, forbidden
@@ -198,7 +198,15 @@ async def show_journal(
     """What the session met and did, in order."""
     folder = _find(desk, session_id)
     _require(key, READ, folder)
-    return await asyncio.to_thread(_read, folder, lambda: _journal(folder, after, limit))
+    checkpoint = _read(folder, folder.checkpoint)
+    length = checkpoint.journal_bytes if checkpoint else 0
+    try:
+        lines, behind = await asyncio.to_thread(read_page, folder.journal_file, length, after, limit)
+    except JournalError as error:
+        if error.field == "after":
+            raise invalid_request("after", after, error.rule) from None
+        raise _damaged(folder, error) from None
+    return JournalView(lines=lines, next=behind)
 
 
 @router.post("/{session_id}/stop", responses=problems(404))
@@ -271,19 +279,13 @@ def _read(folder: SessionFolder, work: Callable[[], T]) -> T:
     try:
         return work()
     except (RunError, ValueError, OSError) as error:
-        logger.error("session %s: %s", folder.session_id, error)  # noqa: TRY400 -- the text says it all
-        detail = f"a file of session {folder.session_id} is damaged or missing; the fault is logged"
-        raise Problem(500, "DAMAGED_SESSION", detail) from None
+        raise _damaged(folder, error) from None
 
 
-def _journal(folder: SessionFolder, after: int | None, limit: int) -> JournalView:
-    checkpoint = folder.checkpoint()
-    if checkpoint is None:
-        return JournalView(lines=[], next=0)
-    lines = list(read_journal(folder.journal_file, checkpoint.journal_bytes))
-    first = max(0, len(lines) - limit) if after is None else min(after, len(lines))
-    shown = lines[first : first + limit]
-    return JournalView(lines=shown, next=first + len(shown))
+def _damaged(folder: SessionFolder, error: Exception) -> Problem:
+    logger.error("session %s: %s", folder.session_id, error)
+    detail = f"a file of session {folder.session_id} is damaged or missing; the fault is logged"
+    return Problem(500, "DAMAGED_SESSION", detail)
 
 
 def _reopen(folder: SessionFolder) -> None:

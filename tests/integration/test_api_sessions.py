@@ -199,6 +199,8 @@ async def test_what_it_met_is_shown_and_followed_line_by_line(desk: ApiDesk, ray
     assert rest["lines"][0]["live"] is True
     assert rest["lines"][-3:] == newest["lines"]
     assert (await desk.get(f"/v1/sessions/mine/journal?after={newest['next']}")).json()["lines"] == []
+    inside = await desk.get("/v1/sessions/mine/journal?after=3")
+    assert (inside.status_code, inside.json()["field"]) == (422, "after")
     (listed,) = (await desk.get("/v1/sessions")).json()["sessions"]
     assert listed == view
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.session_journal import Journal, JournalError, decode_state, encode_state, read_journal
+from cluster.session_journal import Journal, JournalError, decode_state, encode_state, read_journal, read_page
 from strategies.base import BarStep
 from strategies.compiled import plain
 from strategies.registry import STRATEGIES
@@ -75,6 +75,34 @@ def test_a_journal_shorter_than_counted_cannot_be_gone_on_with(tmp_path: Path) -
     length = Journal(path, 0).append([line(1)])
     with pytest.raises(JournalError, match="at least"):
         Journal(path, length + 1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 3_000])
+@pytest.mark.parametrize("limit", [1, 3, 1_000])
+def test_a_journal_is_read_page_by_page_from_either_end(tmp_path: Path, count: int, limit: int) -> None:
+    path = tmp_path / "journal.jsonl"
+    length = Journal(path, 0).append([line(number) for number in range(count)])
+    with path.open("ab") as file:
+        file.write(b'{"kind":"note","number":-1}\n')
+    newest, behind = read_page(path, length, None, limit)
+    assert ([found["number"] for found in newest], behind) == (list(range(count))[-limit:], length)
+    met: list[int] = []
+    at = 0
+    while True:
+        page, at = read_page(path, length, at, limit)
+        if not page:
+            break
+        assert len(page) <= limit
+        met += [found["number"] for found in page]
+    assert (met, at) == (list(range(count)), length)
+    assert read_page(path, length, length + 5, limit) == ([], length)
+
+
+def test_a_page_begins_with_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    length = Journal(path, 0).append([line(1), line(2)])
+    with pytest.raises(JournalError, match="after"):
+        read_page(path, length, 3, 10)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
