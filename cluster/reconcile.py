@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 from enum import StrEnum
 from typing import Any, Final
 
 from cluster.ledger import Ledger, Snapshot
 from cluster.venue import Balance, Venue, VenueOrder
-from strategies.model import OrderStatus, Product, micros_exact, units
+from strategies.model import TERMINAL, OrderStatus, Product, micros_exact, units
 
 # Cash is kept in millionths, and the venue's fees and values may have more decimals: each fill may round by one. A cent
 # is ten thousand of them, far more than ever adds up, and nothing anybody would miss.
@@ -46,6 +46,17 @@ class Line:
     verdict: Verdict
     why: str = ""
 
+    @property
+    def mark(self) -> tuple[str, str, str]:
+        """What of a difference stays while trading goes on: a balance moves, by how much it is off does not."""
+        return self.kind, self.name, self.why
+
+    def passing(self) -> Line:
+        """The line, explained where it was a break: the next look did not find the same."""
+        if self.verdict is not Verdict.BREAK:
+            return self
+        return replace(self, verdict=Verdict.EXPLAINED, why=f"seen once: {self.why}")
+
     def __str__(self) -> str:
         return f"{self.kind} {self.name}: ledger {self.ledger}, venue {self.venue}" + (
             f" ({self.why})" if self.why else ""
@@ -69,6 +80,15 @@ class Comparison:
     def explained(self) -> list[str]:
         """The differences that something explains, as text."""
         return [str(line) for line in self.lines if line.verdict is Verdict.EXPLAINED]
+
+    @property
+    def broken(self) -> frozenset[tuple[str, str, str]]:
+        """What the differences that nothing explains are about, and by how much; a standing one keeps both."""
+        return frozenset(line.mark for line in self.lines if line.verdict is Verdict.BREAK)
+
+    def standing(self, marks: frozenset[tuple[str, str, str]]) -> Comparison:
+        """The same, with differences that have not stood all the time (``marks``) explained by just that."""
+        return replace(self, lines=tuple(line.passing() if line.mark not in marks else line for line in self.lines))
 
     def view(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -113,9 +133,12 @@ async def compare(ledger: Ledger, venue: Venue, account: str, ask: Ask) -> Compa
     Raises ``VenueError`` and what the ledger raises.
     """
     before = await ledger.snapshot(account)
-    theirs: list[VenueOrder] = await ask(venue.open_orders)
+    # Balances first: whatever they hold that is not booked here yet is then seen in an order, too, and explained by it.
     balances: list[Balance] = await ask(venue.accounts)
-    ours = await ledger.open_orders(account)
+    theirs: list[VenueOrder] = await ask(venue.open_orders)
+    # An order that ended here while the lists were read is on neither side's any more.
+    ours = [fields for fields in await ledger.open_orders(account) if OrderStatus(fields["status"]) not in TERMINAL]
+    theirs = await _without_ended(ledger, account, ours, theirs, before.now_ms)
     after = await ledger.snapshot(account)
     products = await ledger.products()
     traded = {name.removeprefix("product|"): products.get(name.removeprefix("product|")) for name in after.limits}
@@ -127,6 +150,25 @@ async def compare(ledger: Ledger, venue: Venue, account: str, ask: Ask) -> Compa
     why = "fills were booked meanwhile" if moved else f"order {doubts[0]} is not settled" if doubts else ""
     lines = [*compare_balances(after, balances, own, why), *order_lines]
     return Comparison(account, await ledger.time_ns(), tuple(lines))
+
+
+async def _without_ended(
+    ledger: Ledger, account: str, ours: Sequence[Mapping[str, str]], theirs: Sequence[VenueOrder], since_ms: int
+) -> list[VenueOrder]:
+    """What the venue listed as open, without what has ended here since: its list is a moment old.
+
+    An order that had ended here before and is open there stays: that is a difference.
+    """
+    open_here = {fields["client_order_id"] for fields in ours}
+    kept = []
+    for order in theirs:
+        known = None
+        if order.client_order_id not in open_here:
+            known = await ledger.order(account, order.client_order_id)
+        ended = known is not None and OrderStatus(known["status"]) in TERMINAL
+        if known is None or not ended or int(known["changed_us"]) // 1000 < since_ms:
+            kept.append(order)
+    return kept
 
 
 def compare_orders(
