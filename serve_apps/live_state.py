@@ -92,7 +92,9 @@ class LiveState:
                 self._user_connected = False
                 self._missed()
         elif isinstance(event, StreamError):
+            # It may have been about an order of ours, and could not be read.
             logger.warning("the venue's channel says: %s", event.message)
+            self._missed()
 
     def _missed(self) -> None:
         self._resync = True

@@ -24,6 +24,7 @@ OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "redis": ("cluster/ledger_wire.py", "cluster/local.py"),
     "kubernetes": ("cluster/kube.py",),
     "coinbase": ("cluster/venue.py",),
+    "websockets": ("cluster/venue_stream.py", "cluster/exchange_*.py"),
 }
 # Ray takes seconds to import but is met on several floors; inside a function it costs only whoever needs it.
 LATE_ALLOWED: Final = frozenset({"ray"})
