@@ -2,8 +2,9 @@
 
 All files lie in the state folder: ``ca.pem`` (what clients trust), ``ca_key.pem``, ``server.pem``,
 ``server_key.pem``, ``sim_token``, and the API keys ``cdp_key.json`` (ES256), ``cdp_key_ed25519.json``,
-``cdp_key_view.json`` (may not trade) and one for each further portfolio. Private ones have mode 0600. They are made
-once; certificates are renewed at start-up when less than a month is left.
+``cdp_key_view.json`` (may not trade), ``cdp_key_transfer.json`` (may transfer, which a desk should refuse) and one for
+each further portfolio. Private ones have mode 0600. They are made once; certificates are renewed at start-up when less
+than a month is left.
 """
 
 from __future__ import annotations
@@ -173,6 +174,7 @@ def _api_keys(portfolios: Sequence[str]) -> list[tuple[str, Callable[[], str], A
         ("cdp_key.json", _new_es256, ApiKey("")),
         ("cdp_key_ed25519.json", _new_ed25519, ApiKey("")),
         ("cdp_key_view.json", _new_es256, ApiKey("", can_trade=False)),
+        ("cdp_key_transfer.json", _new_es256, ApiKey("", can_transfer=True)),
         *((f"cdp_key_{name}.json", _new_es256, ApiKey("", portfolio=name)) for name in portfolios),
     ]
 

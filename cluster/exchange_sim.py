@@ -153,6 +153,7 @@ async def _tick(face: Face) -> None:
         await asyncio.sleep(1.0 - time.time() % 1.0)
         try:
             face.exchange.advance(face.now_ns())
+            await face.exchange.synced()
         except Exception:  # noqa: BLE001 - a loop's edge: the exchange goes on, and its log tells
             _log.exception("looking for crossed orders failed")
 

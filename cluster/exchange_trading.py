@@ -27,6 +27,7 @@ def create_order(request: Request) -> shapes.Json:
         known_order = exchange.repeat_of(client_order_id, portfolio)
         if known_order is not None:
             return shapes.order_accepted(known_order)
+        _refuse_what_is_not_simulated(request)
         ticket = read_ticket(request.body, request.now_ns)
         return shapes.order_accepted(exchange.place(ticket, request.now_ns, portfolio))
     except Refusal as refusal:
@@ -36,6 +37,7 @@ def create_order(request: Request) -> shapes.Json:
 def preview_order(request: Request) -> shapes.Json:
     """POST /orders/preview: what the order would do; it is not placed."""
     try:
+        _refuse_what_is_not_simulated(request)
         ticket = read_ticket(request.body, request.now_ns)
     except Refusal as refusal:
         return shapes.previewed(None, (refusal.preview,))
@@ -205,6 +207,20 @@ def _fill_filter(request: Request) -> Callable[[SimFill], bool]:
         )
 
     return accepts
+
+
+def _refuse_what_is_not_simulated(request: Request) -> None:
+    """Refuse what would change the order's meaning and is not done here, rather than take it for something else."""
+    body = request.body
+    if body.get("attached_order_configuration"):
+        text = "attached_order_configuration: not simulated"
+        raise Refusal("UNSUPPORTED_ORDER_CONFIGURATION", text, "PREVIEW_INVALID_ORDER_CONFIG")
+    if body.get("leverage") not in (None, "", "1", "1.0"):
+        raise Refusal("INVALID_LEVERAGE", "leverage: a spot order has none", "PREVIEW_INVALID_ORDER_CONFIG")
+    if body.get("margin_type") not in (None, ""):
+        raise Refusal("INVALID_MARGIN_TYPE", "margin_type: a spot order has none", "PREVIEW_INVALID_ORDER_CONFIG")
+    if body.get("retail_portfolio_id") not in (None, "", request.portfolio):
+        raise Refusal("INVALID_REQUEST", "retail_portfolio_id: not the key's portfolio")
 
 
 def _configuration(request: Request) -> dict[str, Any] | None:

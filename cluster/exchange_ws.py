@@ -15,7 +15,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -133,6 +133,7 @@ class Hub:
         self._random = random.Random(self.faults.seed)  # noqa: S311 - a length of waiting, nothing secret
         self._numbers = itertools.count(1)
         self._began_s = time.monotonic()
+        self._beats = 0
         self._second = clock() // NS_PER_S
         self._books: dict[str, Book] = {}
         self._user_messages: list[tuple[str, rest.Json]] = []
@@ -446,7 +447,8 @@ class Hub:
             session.end(Ending(_GOING_AWAY, "idle"))
 
     def _each_second(self, second: int, now_ns: int) -> None:
-        beat = shapes.heartbeat(now_ns, int(time.monotonic() - self._began_s), time.monotonic() - self._began_s)
+        self._beats += 1
+        beat = shapes.heartbeat(now_ns, self._beats, time.monotonic() - self._began_s)
         self._tell("heartbeats", "heartbeats", "heartbeats", beat, now_ns)
         for name in MARKETS:
             for channel in PRODUCT_CHANNELS:
@@ -456,10 +458,12 @@ class Hub:
     def _tell_product(self, channel: str, name: str, second: int, now_ns: int) -> None:
         """What a channel says about a product once a second or less often."""
         if channel == "market_trades":
-            trade = shapes.market_trade(rest.market_trade(self.exchange.book(name, now_ns)))
-            self._tell(channel, channel, name, _update("trades", [trade]), now_ns)
+            if trades := self._trades([self.exchange.book(name, now_ns)]):
+                self._tell(channel, channel, name, _update("trades", trades), now_ns)
         elif channel == "candles":
-            self._tell(channel, channel, name, _update("candles", self._candles(name, 1, now_ns)), now_ns)
+            # A gap of a recording has none.
+            if candles := self._candles(name, 1, now_ns):
+                self._tell(channel, channel, name, _update("candles", candles), now_ns)
         elif channel == "ticker_batch" and second % _BATCH_S == 0:
             event = _update("tickers", [self._ticker(name, now_ns, batch=True)])
             self._tell(channel, channel, name, event, now_ns)
@@ -503,9 +507,13 @@ class Hub:
     def _past_trades(self, name: str, now_ns: int) -> list[rest.Json]:
         """One seeded trade a second, newest first."""
         newest = now_ns // NS_PER_S
-        seconds: Iterator[int] = iter(range(newest, max(self.first_s, newest - _SNAPSHOT_TRADES), -1))
-        books = (self.exchange.past_book(name, second, now_ns) for second in seconds)
-        return [shapes.market_trade(rest.market_trade(book)) for book in books]
+        seconds = range(newest, max(self.first_s, newest - _SNAPSHOT_TRADES), -1)
+        return self._trades([self.exchange.past_book(name, second, now_ns) for second in seconds])
+
+    @staticmethod
+    def _trades(books: list[Book]) -> list[rest.Json]:
+        """A seeded trade of each book; one that was bought empty has none."""
+        return [shapes.market_trade(rest.market_trade(book)) for book in books if book.bids and book.asks]
 
 
 # A channel is asked for by one name and answers by another.

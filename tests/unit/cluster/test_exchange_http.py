@@ -433,3 +433,21 @@ def test_a_bad_pushed_price_is_refused(client: Client, price: Any) -> None:
     body = json.dumps({"product_id": "BTC-USD", "price": price}).encode()
     assert client.send("POST", "/sim/price", body, token=client.sim_token)[0] == 400
     assert client.face.exchange._pinned == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("attached_order_configuration", {"trigger_bracket_gtc": {}}, "UNSUPPORTED_ORDER_CONFIGURATION"),
+        ("leverage", "2", "INVALID_LEVERAGE"),
+        ("margin_type", "CROSS", "INVALID_MARGIN_TYPE"),
+        ("retail_portfolio_id", "11111111-2222-3333-4444-555555555555", "INVALID_REQUEST"),
+    ],
+)
+def test_what_would_change_an_orders_meaning_is_refused(client: Client, field: str, value: Any, code: str) -> None:
+    body = {"client_order_id": "x", "product_id": "BTC-USD", "side": "BUY", field: value}
+    body["order_configuration"] = {"market_market_ioc": {"base_size": "0.001"}}
+    answer = client.post("/orders", body)
+    assert (answer["success"], answer["error_response"]["error"]) == (False, code)
+    assert client.post("/orders/preview", body)["errs"]
+    assert client.face.exchange.order_list == []

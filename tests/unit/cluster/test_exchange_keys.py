@@ -24,7 +24,7 @@ NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 NOW_S = int(NOW.timestamp())
 HOST = "127.0.0.1:8443"
 PATH = "/api/v3/brokerage/accounts"
-KEY_FILES = ("cdp_key.json", "cdp_key_ed25519.json", "cdp_key_view.json")
+KEY_FILES = ("cdp_key.json", "cdp_key_ed25519.json", "cdp_key_view.json", "cdp_key_transfer.json")
 
 
 @pytest.fixture(scope="module")
@@ -268,9 +268,9 @@ def test_a_key_says_that_it_is_a_simulators_and_what_it_may_do(tmp_path: Path) -
     credentials = open_credentials(tmp_path, NOW, portfolios=["second"])
     granted = {file: credentials.grant(key_of(tmp_path, file)[0]) for file in (*KEY_FILES, "cdp_key_second.json")}
     assert all(grant.name.startswith("organizations/simulated") for grant in granted.values())
-    assert [grant.can_trade for grant in granted.values()] == [True, True, False, True]
-    assert [grant.portfolio for grant in granted.values()] == ["", "", "", "second"]
-    assert not any(grant.can_transfer for grant in granted.values())
+    assert [grant.can_trade for grant in granted.values()] == [True, True, False, True, True]
+    assert [grant.portfolio for grant in granted.values()] == ["", "", "", "", "second"]
+    assert [grant.can_transfer for grant in granted.values()] == [False, False, False, True, False]
 
 
 def test_a_key_named_like_a_real_one_is_made_anew(tmp_path: Path) -> None:

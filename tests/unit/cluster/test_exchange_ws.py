@@ -13,6 +13,8 @@ from typing import Any
 
 import jwt
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cluster import exchange_ws_shapes
 from cluster.exchange_book import Exchange, Fees
@@ -22,7 +24,7 @@ from cluster.exchange_keys import Credentials, load_private_key, open_credential
 from cluster.exchange_limits import RateLimits
 from cluster.exchange_tape import read_tape
 from cluster.exchange_ticket import read_ticket
-from cluster.exchange_ws import QUEUE_MAX, Hub
+from cluster.exchange_ws import CHANNELS, QUEUE_MAX, Hub
 from strategies.model import NS_PER_S
 
 NOW_NS = int(time.time()) * NS_PER_S
@@ -86,7 +88,10 @@ class Client:
         self.sent.append(message)
 
     def say(self, **message: Any) -> None:
-        self._incoming.put_nowait({"type": "websocket.receive", "text": json.dumps(message)})
+        self.give(json.dumps(message))
+
+    def give(self, text: str) -> None:
+        self._incoming.put_nowait({"type": "websocket.receive", "text": text})
 
     async def leave(self) -> None:
         self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1006})
@@ -281,3 +286,47 @@ def test_a_taped_product_that_is_traded_gets_its_price_from_the_tape(folder: Pat
 
     run(story)
     assert venue.exchange.mid_ticks("BTC-USD", NOW_NS) == 5_000_500
+
+
+NAMES = st.sampled_from(["BTC-USD", "ETH-USD", "NO-USD", "", "x" * 40])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+REQUESTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["subscribe", "unsubscribe"]) | JSON,
+        "channel": st.sampled_from(CHANNELS) | JSON,
+        "product_ids": st.lists(NAMES, max_size=4) | JSON,
+        "jwt": st.just("") | JSON,
+    },
+)
+
+
+@given(requests=st.lists(REQUESTS | JSON, min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_message_gets_an_answer_and_none_breaks_it(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, requests: list[Any]
+) -> None:
+    venue = Venue(folder, tmp_path_factory.mktemp("state"))
+
+    async def story() -> None:
+        client = Client(venue.hub)
+        for request in requests:
+            client.give(json.dumps(request))
+        await until(
+            lambda: (
+                sum(m.get("type") == "error" or m["channel"] == "subscriptions" for m in client.messages())
+                == len(requests)
+            )
+        )
+        assert not [m for m in client.messages() if m.get("message") == "internal error"]
+        numbers = [m["sequence_num"] for m in client.messages() if "channel" in m]
+        assert numbers == list(range(len(numbers)))
+        venue.hub.tick()
+        venue.hub._each_second(10, NOW_NS)
+        await client.leave()
+
+    run(story)
