@@ -132,6 +132,7 @@ class SessionOrder(_Record):
     side: Literal["BUY", "SELL"]
     quantity: str
     valid_until_ns: int
+    strategy_version: str = ""
     phase: Literal["INTENT", "ACCEPTED"] = "INTENT"
     status: str = ""
     filled_quantity: str = "0"

@@ -25,7 +25,7 @@ from typing import Final, TypeVar
 
 from cluster.live_bars import LiveBars
 from cluster.run_folder import RunBusy, RunConflict, RunError, RunFailure, RunState
-from cluster.runs import failure_of
+from cluster.runs import code_identity, failure_of
 from cluster.sessions import SessionFolder
 from jobs.session_engine import RETRY_S, Session, passing_errors
 from jobs.session_orders import HttpDoor
@@ -43,6 +43,8 @@ RESTART_WAIT_S: Final = 1.0
 COMPARED_S: Final = 600.0
 # How often the venue is asked at the start before the session gives up.
 FIRST_TRIES: Final = 6
+# Of the hash of the strategies' sources, as the orders name it.
+VERSION_CHARS: Final = 16
 
 T = TypeVar("T")
 
@@ -135,7 +137,8 @@ def connected(folder: SessionFolder) -> Iterator[Session]:
     try:
         _patiently(clock.compare)
         product = _patiently(lambda: venue.product(spec.product_id))
-        yield Session(folder, product, LiveBars(spec.product_id, spec.granularity, fetch), door, clock)
+        bars = LiveBars(spec.product_id, spec.granularity, fetch)
+        yield Session(folder, product, bars, door, clock, version=code_identity()["code_hash"][:VERSION_CHARS])
     finally:
         door.close()
         venue.close()

@@ -98,8 +98,10 @@ class Session:
         door: Door,
         clock: Clock,
         sync: Callable[[int], None] = os.fsync,
+        version: str = "",
     ) -> None:
-        """Nothing is read or sent before ``run``; ``sync`` brings a file's data to the disk."""
+        """Nothing is read or sent before ``run``. ``sync`` brings a file's data to the disk; ``version`` names the
+        code that decides, in each order."""
         self.folder = folder
         self._spec = folder.spec()
         self._product = product
@@ -107,6 +109,7 @@ class Session:
         self._door = door
         self._clock = clock
         self._sync = sync
+        self._version = version
         strategy = get(self._spec.strategy)
         self._vector = self._spec.backtest().parameters().vector()
         self._start = plain(strategy.start)
@@ -336,10 +339,13 @@ class Session:
             side=plan.side,
             quantity=f"{plan.quantity:f}",
             valid_until_ns=valid_until_ns,
+            strategy_version=self._version,
         )
 
     def _body(self, order: SessionOrder) -> dict[str, Any]:
+        named = {"strategy_version": order.strategy_version} if order.strategy_version else {}
         return {
+            **named,
             "client_order_id": order.client_order_id,
             "account": self._spec.account,
             "strategy": self._spec.order_strategy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +27,12 @@ from tests.bar_samples import pick
 from tests.session_parts import MINUTE_NS, Bench, Killed, bench, minute_bars
 
 FAST: dict[str, Any] = {"params": {"fast": 2, "slow": 5}}
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed loses nothing it has written, so nobody here need wait for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def met_bars(bench: Bench) -> Bars:
@@ -93,6 +100,28 @@ def test_a_position_begins_with_the_first_live_bar_where_the_target_stands(tmp_p
     (only,) = met.desk.accepted
     assert only["side"] == "BUY"
     assert met.lines("bar")[-2]["target"] == met.lines("bar")[-1]["target"] == 1.0
+
+
+def test_each_order_names_the_code_that_decided_also_after_another_code_goes_on(tmp_path: Path) -> None:
+    met = bench(tmp_path, start=64, bars_max=2)
+    sessions_own = met.session()
+    sessions_own._version = "one"
+    asked: list[Any] = []
+    submit = met.desk.submit
+
+    def killed(body: Mapping[str, Any]) -> Said:
+        asked.append(dict(body))
+        raise Killed("before it was answered")
+
+    met.desk.submit = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        sessions_own.run()
+    met.desk.submit = submit  # type: ignore[method-assign]
+    again = met.session()
+    again._version = "two"
+    again.run()
+    assert asked == met.desk.accepted
+    assert asked[0]["strategy_version"] == "one"
 
 
 def test_history_makes_no_orders_and_counts_as_no_live_bar(tmp_path: Path) -> None:
