@@ -30,6 +30,13 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {CUT: {"abort": self.transport.abort}}
 
+    def on_response_complete(self) -> None:
+        """An answer without a body (to HEAD) has its headers still held back."""
+        flush = getattr(self.transport, "flush", None)
+        if flush is not None:
+            flush()
+        super().on_response_complete()
+
     def handle_websocket_upgrade(self) -> None:
         """Hand the bare connection on: WebSocket messages are one write each already."""
         self.transport = getattr(self.transport, "bare", self.transport)
@@ -72,11 +79,15 @@ class _Joining:
         self.bare.write(self._headers + data)
         self._headers = b""
 
-    def close(self) -> None:
-        """Close after what was held back."""
+    def flush(self) -> None:
+        """Write what was held back."""
         if self._headers:
             self.bare.write(self._headers)
             self._headers = b""
+
+    def close(self) -> None:
+        """Close after what was held back."""
+        self.flush()
         self.bare.close()
 
     def __getattr__(self, name: str) -> Any:

@@ -122,6 +122,62 @@ def test_a_signal_stops_it_soon_even_with_clients_connected(tmp_path: Path, numb
     simulator.process.stdout.close()
 
 
+def test_a_signal_stops_it_soon_with_streams_open_and_requests_hanging(tmp_path: Path) -> None:
+    from tests.exchange_stream import Stream
+
+    simulator = start_simulator(tmp_path, "--history-days", "3")
+    stream = Stream(simulator)
+    stream.subscribe("heartbeats")
+    stream.channel("heartbeats")
+    simulator.control("/sim/faults", rules=[{"fault": "hang", "s": 60}])
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    host, _, port = simulator.host_port.rpartition(":")
+    with socket.create_connection((host, int(port))) as raw, context.wrap_socket(raw, server_hostname=host) as half:
+        half.sendall(f"GET {PREFIX}/time HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        deadline = time.monotonic() + 10
+        while simulator.control("/sim/faults")["struck"] != {"hang": 1}:
+            assert time.monotonic() < deadline
+        begin_s = time.monotonic()
+        assert simulator.stop() == 0
+        assert time.monotonic() - begin_s < 5.0
+    stream.connection.close()
+    assert simulator.process.stdout is not None
+    simulator.process.stdout.close()
+
+
+def test_an_answer_without_a_body_and_one_after_a_question_arrive(simulator: Simulator) -> None:
+    """HEAD has no body to wait for; 100-continue is an answer before the answer; two requests may come at once."""
+    context = ssl.create_default_context(cafile=str(simulator.state_dir / "ca.pem"))
+    host, _, port = simulator.host_port.rpartition(":")
+
+    def ask(*parts: bytes) -> bytes:
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as raw,
+            context.wrap_socket(raw, server_hostname=host) as tls,
+        ):
+            found = b""
+            for part in parts:
+                tls.sendall(part)
+                found += tls.recv(65_536)
+            while chunk := tls.recv(65_536):
+                found += chunk
+            return found
+
+    head = ask(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 404 ")
+    assert head.endswith(b"\r\n\r\n")
+    path = f"{PREFIX}/orders".encode()
+    question = (
+        b"POST "
+        + path
+        + b" HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
+    )
+    answer = ask(question, b"{}")
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 401 ")
+    two = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert ask(two).count(b'{"status":"ok"}') == 2
+
+
 def test_it_tells_where_it_is_and_that_it_is_simulated(tmp_path: Path) -> None:
     simulator = start_simulator(tmp_path, "--history-days", "3")
     address = json.loads((tmp_path / "address.json").read_text())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import ssl
 import subprocess
 import sys
 import time
@@ -15,9 +14,8 @@ from typing import Any, Final
 
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
-from tests.exchange_stream import WAIT_S, Stream, client, token
+from tests.exchange_stream import WAIT_S, Connection, Stream, client, token
 from tests.simulator import PREFIX, Simulator, running_simulator
 
 pytestmark = pytest.mark.slow
@@ -134,6 +132,26 @@ def test_an_orders_life_is_told_to_its_owner(simulator: Simulator, stream: Strea
         rest.session.close()
 
 
+def test_a_stops_trigger_is_told_before_its_fill(simulator: Simulator, stream: Stream) -> None:
+    rest = client(simulator)
+    simulator.push_price("BTC-USD", "60000.00")
+    try:
+        stream.subscribe("user", jwt=token(simulator))
+        placed = rest.stop_limit_order_gtc_sell(
+            "stop-1", "BTC-USD", "0.001", "58000.00", "59000.00", "STOP_DIRECTION_STOP_DOWN"
+        )
+        waiting = stream.order(client_order_id="stop-1")
+        assert (waiting["trigger_status"], waiting["order_type"]) == ("STOP_PENDING", "STOP_LIMIT")
+        assert (waiting["stop_price"], waiting["limit_price"]) == ("59000.00", "58000.00")
+        simulator.push_price("BTC-USD", "58900.00")
+        assert stream.order(client_order_id="stop-1", trigger_status="STOP_TRIGGERED")["status"] == "OPEN"
+        assert stream.order(client_order_id="stop-1", status="FILLED")["leaves_quantity"] == "0.00000000"
+        assert rest.get_order(placed.success_response["order_id"]).order.trigger_status == "STOP_TRIGGERED"
+    finally:
+        simulator.push_price("BTC-USD", None)
+        rest.session.close()
+
+
 def test_the_snapshot_has_every_open_order_in_batches_of_fifty(simulator: Simulator, stream: Stream) -> None:
     rest = client(simulator)
     placed = [
@@ -199,9 +217,8 @@ def test_who_subscribes_to_nothing_is_let_go_after_five_seconds(stream: Stream) 
 def test_a_path_that_is_not_there_is_refused(simulator: Simulator) -> None:
     from websockets.exceptions import InvalidStatus
 
-    context = ssl.create_default_context(cafile=str(simulator.state_dir / "ca.pem"))
     with pytest.raises(InvalidStatus):
-        connect(f"wss://{simulator.host_port}/nowhere", ssl=context, open_timeout=10, close_timeout=0.2)
+        Connection(simulator, "/nowhere")
 
 
 def test_rest_goes_on_beside_many_streams_and_a_client_that_never_reads(simulator: Simulator) -> None:
