@@ -30,9 +30,9 @@ AT_ONCE: Final = 4
 CHANGES: Final = (
     *("ledger.outbox_read", "ledger.order", "ledger.mark_sent", "venue.create_order", "ledger.ack"),
     *("ledger.fill", "ledger.release", "venue.cancel", "ledger.outbox_done", "venue.orders", "venue.fills"),
-    "venue.order_by_client_id",
+    *("venue.edit", "ledger.amended", "ledger.amend_refused"),
 )
-"""Between outbox and ack, fill, release and cancel: the points of the quick run, each once."""
+"""Between outbox and ack, fill, release, cancel and amend: the points of the quick run, each once."""
 IN_DOUBT: Final = ("ledger.mark_sent", "venue.create_order", "ledger.ack", "venue.cancel")
 """Where a crash leaves an order in doubt for as long as a request may be on its way."""
 OFTEN: Final = 2
@@ -108,12 +108,15 @@ async def _whole(made: Rig, seed: int) -> dict[str, int]:
 
 
 def points(calls: Counter[str], seed: int, names: Sequence[str] | None = None, often: int = OFTEN) -> list[CrashPoint]:
-    """Every point of a life with these ``calls``; with ``names`` each of them once, by chance which."""
+    """Every point of a life with these ``calls``; with ``names`` each of them once, by chance which.
+
+    Of what only reads one phase is then enough.
+    """
     found = []
     chance = random.Random(seed)
     for name in sorted(calls) if names is None else [name for name in names if calls[name]]:
         last = calls[name] if name in EVERY_ONE and often == OFTEN else min(calls[name], often)
-        for phase in PHASES:
+        for phase in PHASES if names is None or name in EVERY_ONE else [chance.choice(PHASES)]:
             occurrences = range(1, last + 1) if names is None else [chance.randint(1, last)]
             found += [CrashPoint(name, occurrence, phase) for occurrence in occurrences]
     return found

@@ -227,6 +227,12 @@ class Rig:
             return True
         return False
 
+    async def fill(self, client_order_id: str) -> None:
+        """Let the exchange execute all of an order that rests there."""
+        listed = await asyncio.to_thread(self.venue.orders)
+        (order,) = (order for order in listed if order.client_order_id == client_order_id)
+        await asyncio.to_thread(self.exchange.ask, "POST", "/sim/fill", {"order_id": order.venue_order_id})
+
     async def status(self, client_order_id: str) -> str:
         """Where an order stands in the ledger."""
         fields = await self.ledger.order(ACCOUNT, client_order_id)
@@ -283,6 +289,8 @@ class Rig:
 
     def _order_differs(self, name: str, fields: dict[str, str], theirs: list[VenueOrder]) -> list[str]:
         status = fields.get("status", "absent")
+        if "amend" in fields and not terminal(status):
+            return [f"{name} is still being amended"]
         if len(theirs) > 1:
             return [f"{name} is at the exchange {len(theirs)} times"]
         if not theirs:
@@ -296,6 +304,8 @@ class Rig:
             return []
         same = {order.status, *({OrderStatus.PARTIALLY_FILLED} if order.status is OrderStatus.OPEN else ())}
         booked = fields.get("filled_lots", "0")
+        if order.quantity is not None and order.quantity != Decimal(fields["quantity"]):
+            return [f"{name}: {fields['quantity']} ordered here, {order.quantity} there"]
         return (
             []
             if status in same and booked == lots

@@ -1,4 +1,4 @@
-"""Fault 22, the quick part: execution is killed at each kind of call between outbox and ack, fill, release and cancel.
+"""Fault 22, the quick part: execution is killed at each kind of call from the outbox to ack, fill, release and amend.
 
 Every point there is, with five seeds, is in ``make faults`` (tests/faults/test_crash_points.py).
 """
