@@ -94,7 +94,7 @@ _KINDS: Final[dict[str, SearchStrategy[Any]]] = {
     "product_id": st.sampled_from(PRODUCTS),
     "preview_failure": st.sampled_from(sorted(documented.PREVIEW_FAILURES)),
     "integer": st.integers(0, 10**9),
-    "number": st.integers(-(10**6), 10**9) | st.floats(-1e9, 1e9, allow_nan=False),
+    "number": st.integers(-(10**6), 10**9) | st.floats(-1e9, 1e9, allow_nan=False).map(lambda number: round(number, 8)),
     "object": st.dictionaries(st.sampled_from(["a", "b"]), st.none() | _TEXT | st.integers(), max_size=2),
     "subscriptions": st.dictionaries(
         st.sampled_from(["ticker", "user", "heartbeats"]), st.lists(st.sampled_from(PRODUCTS), max_size=3), max_size=3
