@@ -2,16 +2,73 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
+import threading
 import time
-from typing import Any, Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection, connect
 
 from tests.simulator import Simulator
 
 WAIT_S: Final = 12.0
+_OPEN_S_MAX: Final = 10.0
+_CLOSE_S_MAX: Final = 0.2
+_Result = TypeVar("_Result")
+
+
+class Connection:
+    """A WebSocket connection that is read and written by one thread of its own.
+
+    The library's own blocking client reads in one thread and writes in another; Python 3.11 lets both into one TLS
+    connection at once, and about one handshake in fifty then never ends.
+    """
+
+    def __init__(self, simulator: Simulator, path: str = "") -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="stream", daemon=True)
+        self._thread.start()
+        context = ssl.create_default_context(cafile=str(simulator.state_dir / "ca.pem"))
+        try:
+            self._bare = self._run(self._open(f"wss://{simulator.host_port}{path}", context))
+        except BaseException:
+            self._end()
+            raise
+
+    def recv(self, timeout: float) -> str | bytes:
+        """The next message; raises ``TimeoutError`` or ``websockets.ConnectionClosed``."""
+        return self._run(asyncio.wait_for(self._bare.recv(), timeout))
+
+    def send(self, text: str) -> None:
+        """Send one message."""
+        self._run(self._bare.send(text))
+
+    def close(self) -> None:
+        """Close the connection and end the thread."""
+        if self._thread.is_alive():
+            self._run(self._shut())
+            self._end()
+
+    async def _open(self, url: str, context: ssl.SSLContext) -> ClientConnection:
+        return await connect(url, ssl=context, open_timeout=_OPEN_S_MAX, close_timeout=_CLOSE_S_MAX)
+
+    async def _shut(self) -> None:
+        await self._bare.close()
+        self._bare.transport.abort()
+        # The transport frees its socket in the loop's next turns.
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_S + _OPEN_S_MAX)
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 class Stream:
@@ -19,10 +76,7 @@ class Stream:
 
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
-        context = ssl.create_default_context(cafile=str(simulator.state_dir / "ca.pem"))
-        self.connection: ClientConnection = connect(
-            f"wss://{simulator.host_port}", ssl=context, open_timeout=10, close_timeout=0.2
-        )
+        self.connection = Connection(simulator)
         self.seen: list[dict[str, Any]] = []
 
     def send(self, **message: Any) -> None:
