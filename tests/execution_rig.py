@@ -304,7 +304,7 @@ class Rig:
             return []
         same = {order.status, *({OrderStatus.PARTIALLY_FILLED} if order.status is OrderStatus.OPEN else ())}
         booked = fields.get("filled_lots", "0")
-        if order.quantity is not None and order.quantity != Decimal(fields["quantity"]):
+        if fields and order.quantity is not None and order.quantity != Decimal(fields["quantity"]):
             return [f"{name}: {fields['quantity']} ordered here, {order.quantity} there"]
         return (
             []
