@@ -258,7 +258,11 @@ class SessionFolder:
 
     def spec(self) -> SessionSpec:
         """What was asked; raises ``SpecError`` naming the field where it breaks a rule."""
-        return parse_session(json.loads(_read(self.spec_file)))
+        try:
+            content = json.loads(_read(self.spec_file))
+        except (ValueError, RecursionError) as error:
+            raise RunError(self.spec_file.name, str(self.spec_file), f"JSON ({error})") from error
+        return parse_session(content)
 
     def record(self) -> SessionRecord:
         return _parse(SessionRecord, self.record_file)
