@@ -729,7 +729,7 @@ ORDERS: Final = Shape(
         "proof_token_required": may(FLAG),
     },
 )
-ONE_ORDER: Final = Shape("one_order", _DOCUMENTED, _ORDERS + "get-order (read)", {"order": may(ORDER)})
+ONE_ORDER: Final = Shape("one_order", _DOCUMENTED, _ORDERS + "get-order (its request read)", {"order": may(ORDER)})
 FILL: Final = Shape(
     "fill",
     _DOCUMENTED,
