@@ -42,6 +42,7 @@ from cluster.exchange_tape import TapeError, read_tape
 from cluster.exchange_wire import HttpProtocol, WebSocketProtocol
 
 _STOP_S_MAX: Final = 0.3
+_STEP_S: Final = 0.02
 _CONNECTIONS_MAX: Final = 1_000
 _MESSAGE_BYTES_MAX: Final = 65_536
 
@@ -104,7 +105,12 @@ def _face(options: argparse.Namespace, credentials: Credentials, journal: Journa
         raise StartError(f"--history-days {options.history_days}: history begins in 1970; choose fewer days")
     deposits = {name: getattr(options, name.lower()) for name in ("USD", "BTC", "ETH", "SOL")}
     fees = Fees(options.taker_fee_bps, options.maker_fee_bps)
-    rules = Rules(SelfTrade(options.stp), options.reject_duplicates, options.cancel_delay_ms * 1_000_000)
+    rules = Rules(
+        SelfTrade(options.stp),
+        options.reject_duplicates,
+        cancel_delay_ns=options.cancel_delay_ms * 1_000_000,
+        accept_delay_ns=options.accept_delay_ms * 1_000_000,
+    )
     recordings = open_recordings(options.replay, now_s // DAY_S * DAY_S, options.replay_day)
     history = ReplayHistory(options.seed, recordings) if recordings else History(options.seed)
     exchange = Exchange(history, journal, deposits, fees, time.time_ns(), rules)
@@ -148,9 +154,14 @@ def _say(host_port: str) -> None:
 
 
 async def _tick(face: Face) -> None:
-    """Once a second, just after it has begun, look for resting orders that the path has crossed."""
+    """Once a second, just after it has begun, look for resting orders that the path has crossed.
+
+    More often where orders wait for parts of a second.
+    """
+    rules = face.exchange.rules
+    step_s = _STEP_S if rules.cancel_delay_ns or rules.accept_delay_ns else 1.0
     while True:
-        await asyncio.sleep(1.0 - time.time() % 1.0)
+        await asyncio.sleep(step_s - time.time() % step_s)
         try:
             face.exchange.advance(face.now_ns())
             await face.exchange.synced()
@@ -241,6 +252,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--cancel-delay-ms", type=_delay_ms, default=0, help="how long an order is CANCEL_QUEUED (default 0)"
+    )
+    parser.add_argument(
+        "--accept-delay-ms",
+        type=_delay_ms,
+        default=0,
+        help="how long an order is PENDING before it comes to the book, where it can still fail (default 0)",
     )
     for name, bps in (("taker", "60"), ("maker", "40")):
         help_text = f"{name} fee in basis points ({bps})"

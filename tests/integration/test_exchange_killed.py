@@ -100,6 +100,29 @@ def test_what_was_answered_before_a_kill_is_there_after_it(tmp_path: Path, place
             venue.close()
 
 
+def test_an_order_is_pending_until_it_comes_to_the_book(tmp_path: Path) -> None:
+    with running_simulator(tmp_path, "--accept-delay-ms", "1500", "--cancel-delay-ms", "1500") as simulator:
+        venue = simulator.venue()
+        order = next(each for each in orders(0) if each.type is OrderType.LIMIT)
+        venue_order_id = venue.create_order(order)
+        assert venue.order(venue_order_id).raw_status == "PENDING"
+        assert [each.venue_order_id for each in venue.open_orders()] == [venue_order_id]
+        assert _becomes(venue, venue_order_id, "OPEN")
+        assert venue.cancel([venue_order_id]) == {venue_order_id: True}
+        assert venue.order(venue_order_id).raw_status == "CANCEL_QUEUED"
+        assert _becomes(venue, venue_order_id, "CANCELLED")
+        venue.close()
+
+
+def _becomes(venue: Venue, venue_order_id: str, status: str) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if venue.order(venue_order_id).raw_status == status:
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def _check(venue: Venue, clients: list[Client]) -> None:
     found = {order.venue_order_id: order for order in venue.orders()}
     for client in clients:

@@ -94,6 +94,7 @@ def test_a_damaged_journal_is_an_error_that_names_it(tmp_path: Path) -> None:
         ["--replay-day", "yesterday"],
         ["--stp", "none"],
         ["--cancel-delay-ms", "600001"],
+        ["--accept-delay-ms", "-1"],
         ["--unknown"],
     ],
 )
