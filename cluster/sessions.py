@@ -167,6 +167,7 @@ class Checkpoint(_Record):
     corrections: int = Field(0, ge=0)
     fees: str = "0"
     order: SessionOrder | None = None
+    last_order: SessionOrder | None = Field(None, description="the newest that has ended at the venue")
     journal_bytes: int = Field(ge=0)
 
     @property

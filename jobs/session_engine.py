@@ -55,6 +55,7 @@ FLATTEN_S: Final = 30.0
 RETRY_S: Final = 1.0
 RETRY_S_MAX: Final = 30.0
 DETAIL_CHARS_MAX: Final = 300
+_FILLED: Final = ("filled_quantity", "filled_value", "fees")
 # Figures of the checkpoint that the status repeats.
 _SHOWN: Final = (
     "bars",
@@ -284,8 +285,10 @@ class Session:
         target = self._step(bar)
         now_ns, step_ns = self._clock.time_ns(), self._spec.granularity.ns
         valid_until_ns = bar.ts_ns + 2 * step_ns
+        if fresh := now_ns < valid_until_ns:
+            self._look_back()
         equity = self._equity(bar.close)
-        plan = plan_bar(self._at, target, bar.close, equity, self._product, self._spec, fresh=now_ns < valid_until_ns)
+        plan = plan_bar(self._at, target, bar.close, equity, self._product, self._spec, fresh=fresh)
         order = self._intent(plan, f"{self.folder.session_id}.{bar.ts_ns // NS_PER_S}", bar.ts_ns, valid_until_ns)
         if plan.ask_first:
             plan = self._asked(plan, order)
@@ -397,8 +400,7 @@ class Session:
         view = self._door.order(self._spec.account, order.client_order_id)
         if view is None:
             raise DeskSilent(f"order {order.client_order_id}: the desk does not know it any more")
-        figures = {name: str(view.get(name) or "0") for name in ("filled_quantity", "filled_value", "fees")}
-        seen = order.model_copy(update={"status": str(view["status"]), **figures})
+        seen = _seen(order, view)
         if OrderStatus(seen.status) in TERMINAL:
             self._booked(seen, view)
         elif seen != order:
@@ -422,11 +424,35 @@ class Session:
             all_fees=f"{Decimal(self._at.fees) + fees:f}",
         )
 
+    def _look_back(self) -> None:
+        """A fill may come late, after its order had ended: what the desk has booked since is the session's too."""
+        last = self._at.last_order
+        if last is None or self._at.order is not None:
+            return
+        try:
+            view = self._door.order(self._spec.account, last.client_order_id)
+        except DeskSilent as error:
+            self._tell(problem=str(error)[:DETAIL_CHARS_MAX])
+            return
+        seen = last if view is None else _seen(last, view)
+        quantity, value, fees = (Decimal(getattr(seen, name)) - Decimal(getattr(last, name)) for name in _FILLED)
+        if not (quantity or value or fees):
+            return
+        more = {"filled_quantity": f"{quantity:f}", "filled_value": f"{value:f}", "fees": f"{fees:f}"}
+        sign = 1 if last.side == "BUY" else -1
+        self._commit(
+            [order_line("LATE_FILL", last, self._clock.time_ns(), **more)],
+            position=f"{Decimal(self._at.position) + sign * quantity:f}",
+            cash=f"{Decimal(self._at.cash) - sign * value - fees:f}",
+            fees=f"{Decimal(self._at.fees) + fees:f}",
+            last_order=seen,
+        )
+
     def _over(self, event: str, order: SessionOrder, denied: int = 0, filled: int = 0, **told: Any) -> None:
         update: dict[str, Any] = {"order": None, "denied": self._at.denied + denied, "filled": self._at.filled + filled}
         update |= {name: told[name] for name in ("position", "cash") if name in told}
         if "all_fees" in told:
-            update["fees"] = told.pop("all_fees")
+            update |= {"fees": told.pop("all_fees"), "last_order": order}
         self._commit([order_line(event, order, self._clock.time_ns(), **told)], **update)
         words = " ".join(str(told[name]) for name in ("code", "reason", "average_price") if told.get(name))
         print(f"{order.client_order_id}: {order.side} {order.quantity} {event} {words}".rstrip(), flush=True)
@@ -460,6 +486,12 @@ class Session:
             self._status = told.model_copy(update={"updated_ns": now_ns})
             self.folder.write_status(self._status)
         self._beaten_ns = now_ns
+
+
+def _seen(order: SessionOrder, view: Mapping[str, Any]) -> SessionOrder:
+    """The order with what the desk says of it now."""
+    figures = {name: str(view.get(name) or "0") for name in _FILLED}
+    return order.model_copy(update={"status": str(view["status"]), **figures})
 
 
 def passing_errors() -> tuple[type[Exception], ...]:

@@ -398,6 +398,20 @@ def test_a_part_that_was_not_filled_is_missed_on_the_way_in_and_made_up_for_on_t
         assert Decimal(after["quantity"]) == left
 
 
+def test_a_fill_that_comes_after_its_order_has_ended_is_the_sessions_too(tmp_path: Path) -> None:
+    met = bench(tmp_path, start=64, bars_max=6)
+    late_ns = met.clock.now_ns + 3 * MINUTE_NS
+    met.desk.fills = lambda _: Decimal("0.5") if met.clock.now_ns < late_ns else Decimal(1)
+    met.session().run()
+    (bought,) = met.desk.accepted
+    assert Decimal(met.checkpoint.position) == Decimal(bought["quantity"])
+    lines = [line for line in met.lines("order") if Decimal(line.get("filled_quantity", "0"))]
+    assert [line["event"] for line in lines] == ["CANCELLED", "LATE_FILL"]
+    spent = sum(Decimal(line["filled_value"]) + Decimal(line["fees"]) for line in lines)
+    assert Decimal(met.checkpoint.cash) == 10_000 - spent
+    assert Decimal(met.checkpoint.fees) == sum(Decimal(line["fees"]) for line in lines)
+
+
 @pytest.mark.parametrize(("long_only", "sells_first"), [(True, False), (False, True)])
 def test_a_short_target_is_no_position_unless_risk_shall_decide(
     tmp_path: Path, long_only: bool, sells_first: bool
