@@ -23,6 +23,7 @@ from strategies.model import NS_PER_S, Bars, Granularity, Int64Array
 
 _PRICE_TICKS_MAX: Final = 10**12
 _LOTS_MAX: Final = 2**62
+_QUIET_S: Final = 3_600
 
 
 class ReplayError(RuntimeError):
@@ -152,7 +153,7 @@ class ReplayHistory(History):
 def open_recordings(files: Sequence[str], today_s: int, day: dt.date | None = None) -> dict[str, Recording]:
     """Recordings by product from ``[PRODUCT=]FILE`` (Advanced Trade JSON, CSV or Lean zip); several files add up.
 
-    ``day`` of the recording is played on the day that begins at ``today_s``; by default the last day all products have.
+    ``day`` of the recording is played on the day that begins at ``today_s``; by default the last whole one of all.
     Raises ``ReplayError``.
     """
     series: dict[str, list[Bars]] = {}
@@ -162,7 +163,7 @@ def open_recordings(files: Sequence[str], today_s: int, day: dt.date | None = No
     joined = {name: _joined(name, parts) for name, parts in series.items()}
     if not joined:
         return {}
-    day = day or min(_day(bars, -1) for bars in joined.values())
+    day = day or min(_last_whole_day(bars) for bars in joined.values())
     shift_s = today_s - int(dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC).timestamp())
     return {name: _recording(bars, shift_s, day) for name, bars in joined.items()}
 
@@ -226,6 +227,13 @@ def _whole(values: np.ndarray, increment: Decimal, least: int) -> Int64Array:
 
 def _day(bars: Bars, index: int) -> dt.date:
     return dt.datetime.fromtimestamp(int(bars.ts_ns[index]) // NS_PER_S, dt.UTC).date()
+
+
+def _last_whole_day(bars: Bars) -> dt.date:
+    """The last day that the bars reach the end of, but for an hour without trading; else the first."""
+    end_s = int(bars.ts_ns[-1]) // NS_PER_S + bars.granularity.seconds + _QUIET_S
+    last = dt.datetime.fromtimestamp(end_s, dt.UTC).date() - dt.timedelta(days=1)
+    return max(last, _day(bars, 0))
 
 
 def _arrays(candles: Candles) -> tuple[Int64Array, ...]:

@@ -238,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         help="recorded candles as the price path: Advanced Trade JSON, CSV or Lean zip; may be repeated",
     )
     parser.add_argument(
-        "--replay-day", type=_day, help="the recorded day that is played today (YYYY-MM-DD; default the last one)"
+        "--replay-day", type=_day, help="the recorded day that is played today (YYYY-MM-DD; default the last whole one)"
     )
     parser.add_argument("--tape", type=Path, help="recorded WebSocket messages, told to listeners of their products")
     parser.add_argument(

@@ -134,6 +134,7 @@ class Hub:
         self._numbers = itertools.count(1)
         self._began_s = time.monotonic()
         self._beats = 0
+        self._last_trade_id = ""
         self._second = clock() // NS_PER_S
         self._books: dict[str, Book] = {}
         self._user_messages: list[tuple[str, rest.Json]] = []
@@ -357,7 +358,10 @@ class Hub:
         order = self.exchange.orders.get(str(event.get("order_id", "")))
         if order is None:
             return
-        if event["kind"] == "fill" and (trade := shapes.own_trade(order, now_ns)) is not None:
+        trade = shapes.own_trade(order, now_ns) if event["kind"] == "fill" else None
+        # Two orders of this exchange that meet are two fills, but one trade.
+        if trade is not None and trade["trade_id"] != self._last_trade_id:
+            self._last_trade_id = trade["trade_id"]
             self._tell("market_trades", "market_trades", trade["product_id"], _update("trades", [trade]), now_ns)
         portfolio = order.portfolio_id
         if not any("user" in session.subscriptions for session in self.sessions.values()):

@@ -120,11 +120,25 @@ def test_the_running_candle_ends_at_the_price_and_knows_nothing_of_later(hours: 
     assert recording.price(now_ns) == found.close[-1]
 
 
-def test_the_last_day_is_today_unless_another_is_asked_for(recorded: Path) -> None:
-    recordings = open_recordings([str(recorded)], TODAY_S)
-    one = recordings["BTC-USD"]
-    assert (one.first_day, one.last_day, one.today) == (dt.date(2020, 5, 1), dt.date(2020, 5, 2), dt.date(2020, 5, 2))
-    assert one.bars.start_s[-1] == TODAY_S
+@pytest.mark.parametrize(
+    ("last_bar", "today"),
+    [
+        ("2020-05-02T23:00:00Z", dt.date(2020, 5, 2)),
+        ("2020-05-02T22:00:00Z", dt.date(2020, 5, 2)),
+        ("2020-05-02T21:00:00Z", dt.date(2020, 5, 1)),
+        ("2020-05-01T03:00:00Z", dt.date(2020, 5, 1)),
+    ],
+)
+def test_the_last_whole_day_is_today_unless_another_is_asked_for(tmp_path: Path, last_bar: str, today: dt.date) -> None:
+    more = tmp_path / "more.csv"
+    lines = ["time,open,high,low,close,volume", "2020-05-01T00:00:00Z,1,1,1,1,1", "2020-05-01T01:00:00Z,1,1,1,1,1"]
+    more.write_text("\n".join([*lines, f"{last_bar},1,1,1,1,1"]) + "\n")
+    one = open_recordings([f"BTC-USD={more}"], TODAY_S)["BTC-USD"]
+    assert (one.first_day, one.today) == (dt.date(2020, 5, 1), today)
+    moved_s = TODAY_S - int(dt.datetime(today.year, today.month, today.day, tzinfo=dt.UTC).timestamp())
+    assert one.bars.start_s[-1] == int(dt.datetime.fromisoformat(last_bar).timestamp()) + moved_s
+    asked = open_recordings([f"BTC-USD={more}"], TODAY_S, dt.date(2020, 5, 1))["BTC-USD"]
+    assert (asked.today, asked.bars.start_s[0]) == (dt.date(2020, 5, 1), TODAY_S)
 
 
 def test_products_without_a_recording_have_their_seeded_path(recorded: Path) -> None:

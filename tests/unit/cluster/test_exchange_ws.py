@@ -288,6 +288,35 @@ def test_a_taped_product_that_is_traded_gets_its_price_from_the_tape(folder: Pat
     assert venue.exchange.mid_ticks("BTC-USD", NOW_NS) == 5_000_500
 
 
+def test_two_portfolios_that_meet_make_one_public_trade(folder: Path, tmp_path: Path) -> None:
+    venue = Venue(folder, tmp_path)
+    other = venue.exchange.open_portfolio("second", {"BTC": Decimal(1)}).portfolio_id
+    venue.exchange.push_price("BTC-USD", 6_000_000, NOW_NS)
+
+    def place(side: str, portfolio: str) -> None:
+        configuration = {"limit_limit_gtc": {"base_size": "0.001", "limit_price": "60000.00"}}
+        body = {"client_order_id": side, "product_id": "BTC-USD", "side": side}
+        read = read_ticket(body | {"order_configuration": configuration}, NOW_NS)
+        venue.exchange.place(read, NOW_NS, portfolio)
+
+    async def story() -> None:
+        client = Client(venue.hub)
+        client.say(type="subscribe", channel="market_trades", product_ids=["BTC-USD"])
+        await until(lambda: client.messages("subscriptions"))
+        place("BUY", "")
+        place("SELL", other)
+        await until(lambda: len(client.messages("market_trades")) > 1)
+        await asyncio.sleep(0.02)
+        (update,) = client.messages("market_trades")[1:]
+        (trade,) = update["events"][0]["trades"]
+        # The side is the maker's, who was there first.
+        assert (trade["side"], trade["price"], trade["size"]) == ("BUY", "60000.00", "0.00100000")
+        await client.leave()
+
+    run(story)
+    assert len(venue.exchange.fills) == 2
+
+
 NAMES = st.sampled_from(["BTC-USD", "ETH-USD", "NO-USD", "", "x" * 40])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | NAMES,
