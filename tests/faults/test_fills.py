@@ -120,7 +120,8 @@ class Bench:
         await self._ledger.install()
         # A ledger remembers the epoch it has seen; this one starts with an empty server.
         ledger = Ledger(self._ledger._wire)
-        books = [await Books(ledger, account).open(cash=CASH, lots=case.opening) for account in ACCOUNTS]
+        opening = (Books(ledger, account).open(cash=CASH, lots=case.opening) for account in ACCOUNTS)
+        books = await asyncio.gather(*opening)
         await asyncio.gather(*(self._one(*pair, case) for pair in zip(books, case.permutations, strict=True)))
 
     async def _one(self, books: Books, events: Sequence[Event], case: Case) -> None:
