@@ -80,8 +80,11 @@ def status(folder: Path | None = FolderOption, as_json: bool = JsonOption) -> No
     if as_json:
         print_json(found)
         return
-    rows = [[name, price, " ".join(found["flags"].get(name, []))] for name, price in found["prices"].items()]
-    print_table(f"exchange (SIMULATED), {found['time']}", ["product", "price>", "flags"], rows)
+    rows = [
+        [name, price, " ".join(found["flags"].get(name, [])), found["replayed"].get(name, {}).get("today", "seeded")]
+        for name, price in found["prices"].items()
+    ]
+    print_table(f"exchange (SIMULATED), {found['time']}", ["product", "price>", "flags", "prices of"], rows)
     money = [
         [portfolio, currency, each["available"], each["hold"]]
         for portfolio, accounts in found["balances"].items()

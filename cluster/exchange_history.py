@@ -117,6 +117,10 @@ class History:
         self._days: OrderedDict[tuple[str, int], Candles] = OrderedDict()
         self._node_days: OrderedDict[tuple[str, int], tuple[Int64Array, Float64Array]] = OrderedDict()
 
+    def source(self) -> dict[str, dict[str, str]]:
+        """By product, from which recording its prices come; none of them from one here."""
+        return {}
+
     def mid_ticks(self, product_id: str, now_ns: int) -> int:
         """The path's price in ticks at ``now_ns``."""
         day, rest_ns = divmod(now_ns, DAY_S * NS_PER_S)

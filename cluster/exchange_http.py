@@ -113,6 +113,8 @@ class Face:
             "answers": {str(status): count for status, count in sorted(self._answers.items())},
             "faults": self.faults.view(),
             "limits": {"requests_per_s": self.limits.private_per_s, "public_per_s": self.limits.public_per_s},
+            "replayed": self.exchange.history.source(),
+            "taped": sorted(self.hub.tape.products) if self.hub.tape else [],
         }
 
     # --- faults on demand ---

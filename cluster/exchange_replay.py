@@ -135,6 +135,13 @@ class ReplayHistory(History):
         super().__init__(seed)
         self.recordings = dict(recordings)
 
+    def source(self) -> dict[str, dict[str, str]]:
+        """By product: the recorded days, and which of them is played today."""
+        return {
+            name: {"first": str(each.first_day), "last": str(each.last_day), "today": str(each.today)}
+            for name, each in self.recordings.items()
+        }
+
     def mid_ticks(self, product_id: str, now_ns: int) -> int:
         """The path's price in ticks at ``now_ns``."""
         recording = self.recordings.get(product_id)

@@ -288,3 +288,7 @@ def test_recorded_candles_are_the_price_and_recorded_messages_are_told(tmp_path:
         )
         stream.connection.close()
         assert simulator.request("GET", f"{PREFIX}/market/products/SKL-USD").status_code == 404
+        status = simulator.control("/sim/status")
+        day = time.strftime("%Y-%m-%d", time.gmtime(day_s))
+        assert status["replayed"] == {"BTC-USD": {"first": day, "last": day, "today": day}}
+        assert status["taped"] == ["SKL-USD"]
