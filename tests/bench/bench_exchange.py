@@ -3,7 +3,8 @@
     python -m tests.bench.bench_exchange [--quick]
 
 The engine alone, in one process, without HTTP: first with nobody waiting for the disk (wall time and processor time an
-order), then with so many clients that each wait for ``synced`` before their next order, as the faces do. Prints JSON.
+order), then with so many clients that each wait for ``synced`` before their next order, as the faces do. Beside it in
+the same run a bare file: a line of the same length appended and synced, one after the other. Prints JSON.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ START_NS: Final = 1_741_613_841_500_000_000
 MID_TICKS: Final = 6_000_000
 DEPOSITS: Final = {"USD": Decimal(10**9), "BTC": Decimal(10**6)}
 CLIENTS: Final = (1, 16, 64)
+LINE: Final = b"x" * 699 + b"\n"
 
 
 def _limit(number: int) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def main() -> None:
         "orders": orders,
         "engine": [_engine(name, orders) for name in KINDS],
         "with_every_order_on_disk": [asyncio.run(_durable(clients, orders)) for clients in CLIENTS],
+        "bare_file": _bare_file(orders),
     }
     print(json.dumps(report, indent=2))
 
@@ -116,6 +119,15 @@ async def _durable(clients: int, orders: int) -> dict[str, Any]:
         began_s = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
         return {"clients": clients, "orders_per_s": round(orders / (time.perf_counter() - began_s))}
+
+
+def _bare_file(lines: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "lines").open("ab", buffering=0) as file:
+        began_s = time.perf_counter()
+        for _ in range(lines):
+            file.write(LINE)
+            os.fsync(file)
+        return {"lines_per_s": round(lines / (time.perf_counter() - began_s)), "bytes": len(LINE)}
 
 
 if __name__ == "__main__":
