@@ -156,7 +156,10 @@ local function adjust(ctx, payload, by, reason)
     -- What leaves takes its part of the cost with it, so that moving coins is neither a profit nor a loss.
     local cost = integer(change.cost)
     if before ~= 0 and before * lots < 0 then
-      cost = -mul_div(figure(ctx.book, f.cost), math.min(math.abs(lots), math.abs(before)), math.abs(before))
+      local whole = figure(ctx.book, f.cost)
+      -- Rounded as a fill rounds it, in the same direction for what is owed as for what is held.
+      local part = mul_div(math.abs(whole), math.min(math.abs(lots), math.abs(before)), math.abs(before))
+      cost = whole > 0 and -part or part
     end
     add(ctx.book, f.lots, lots)
     add(ctx.book, f.cost, cost)

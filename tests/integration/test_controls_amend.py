@@ -354,3 +354,22 @@ async def test_the_request_budget_is_one_for_all_and_keeps_a_share_for_cancels(l
     waits = [await ledger.venue_budget("cancel", 10, 0.3, 1.0) for _ in range(3)]
     assert waits == sorted(waits)
     assert all(0 < wait <= 1 for wait in waits)
+
+
+# -- what came or went without an order --------------------------------------------------------------------------------
+
+
+async def adjust(books: Books, lots: int, cost: int, cash: int = 0) -> None:
+    made = await books.ledger.propose_adjust(ACCOUNT, cash, {"BTC-USD": (lots, cost)}, KEY, ASKER, "a transfer")
+    await books.approve(made.id)
+
+
+@pytest.mark.parametrize(("sign", "left"), [(1, 67), (-1, -67)], ids=["held", "owed"])
+async def test_a_part_that_leaves_takes_its_part_of_the_cost_rounded_alike_for_what_is_held_and_owed(
+    books: Books, sign: int, left: int
+) -> None:
+    await books.open()
+    await adjust(books, sign * 3, sign * 100)
+    await adjust(books, -sign, 0)
+    assert (await books.book())["p|BTC-USD|cost"] == left
+    assert await verify(books.ledger, ACCOUNT) == []
