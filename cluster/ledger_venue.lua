@@ -109,6 +109,9 @@ local function adopt(keys, args)
     'reserved_lots', o.lots, 'reserved_notional', text(notional), 'reserved_cash', text(cash), 'notional', text(notional),
     'cash', text(cash), 'created_us', now, 'changed_us', now, 'by', o.by, 'reduce_only', o.reduce_only, 'warnings', '',
     'venue_order_id', args[3])
+  if o.stop_ticks or o.end_ns ~= '' then
+    redis.call('HSET', base .. ':order:' .. o.id, 'stop_price', o.stop_price, 'end_ns', o.end_ns)
+  end
   redis.call('ZADD', base .. ':open', now, o.id)
   if ticks and not o.stop_ticks and (o.tif == 'GTC' or o.tif == 'GTD') then
     redis.call('ZADD', resting_key(base, o.product, o.side), o.ticks, o.id)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from cluster.audit import verify
-from cluster.ledger import EnvironmentMixed, Ledger, Verdict
+from cluster.ledger import EnvironmentMixed, Ledger, Verdict, order_of
 from conf.settings import RedisSettings
 from strategies.model import NS_PER_S, OrderStatus, OrderType, Side, TimeInForce, TradingState
 from tests.books import ACCOUNT, ASKER, KEY, PRODUCTS, Books, order
@@ -373,3 +373,10 @@ async def test_a_part_that_leaves_takes_its_part_of_the_cost_rounded_alike_for_w
     await adjust(books, -sign, 0)
     assert (await books.book())["p|BTC-USD|cost"] == left
     assert await verify(books.ledger, ACCOUNT) == []
+
+
+async def test_an_order_taken_over_keeps_its_trigger_and_its_end(books: Books) -> None:
+    await books.open()
+    found = order("o-1", **stop(10_300, 10_200), time_in_force=TimeInForce.GTD, end_ns=time.time_ns() + 60 * NS_PER_S)
+    assert await books.ledger.adopt(books.epoch, found, PRODUCTS["BTC-USD"], "v")
+    assert order_of("o-1", ACCOUNT, await books.ledger.order(ACCOUNT, "o-1") or {}) == found
