@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from strategies.model import Order, Side, TimeInForce
+from strategies.model import Order, OrderType, Side, TimeInForce
 from tests.properties.ledger_limits import UNLIMITED, Record, day_number, merged, within_hours
 
 # Micros that a lot is worth at a tick, as (numerator, denominator).
@@ -19,8 +20,18 @@ SCALES: Final = {"BTC-USD": (10, 1), "XRP-USD": (1, 10)}
 ENDED: Final = frozenset({"DENIED", "FILLED", "CANCELLED", "REJECTED", "EXPIRED"})
 LEVELS: Final = {"ACTIVE": 0, "REDUCING": 1, "HALTED": 2, "CANCEL_ALL": 3}
 SIDES: Final = {Side.BUY: "buy", Side.SELL: "sell"}
+RESTING: Final = frozenset({TimeInForce.GTC, TimeInForce.GTD})
 RECENT_MAX: Final = 15
 PPM: Final = 1_000_000
+NO_LIMITS: Final = "versions=any short=allowed hours=always order_burst=1 " + " ".join(
+    [f"{name}_ms=0" for name in ("duplicate_window", "reject_window", "repeat_window")]
+    + [f"max_{what}=unlimited" for what in (
+        "order_notional", "open_orders", "open_notional", "daily_orders", "daily_turnover", "gross_exposure",
+        "net_exposure", "daily_loss", "drawdown_ppm", "order_to_trade", "loss_streak", "repeats", "rejects",
+    )]
+    + ["capital=unlimited", "order_interval_us=unlimited"]
+)  # fmt: skip
+"""What a strategy without a record is compared with: nothing, but it may not send either."""
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -75,6 +86,14 @@ class Position:
         self.lots += sign * lots
         return profit
 
+    def move(self, lots: int, cost: int) -> None:
+        """Lots come at a cost, or leave with their part of what there was; nothing is earned by it."""
+        if self.lots * lots < 0:
+            part = abs(self.cost) * min(abs(lots), abs(self.lots)) // abs(self.lots)
+            cost = -part if self.cost > 0 else part
+        self.lots += lots
+        self.cost += cost
+
     def value(self, product: str, quote: Quote | None) -> int:
         """Micros at the middle of the market, rounded against us."""
         if quote is None:
@@ -118,23 +137,53 @@ class Window:
         return f"{self.start_ms} {self.count}"
 
 
+class Worth(NamedTuple):
+    """Lots, and the micros they were valued at; a purchase needs cash for its fee too."""
+
+    lots: int
+    notional: int
+    cash: int
+
+    def part(self, lots: int) -> Worth:
+        """What so many of the lots are worth by that, rounded up."""
+        if lots == 0:
+            return NOTHING
+        return Worth(lots, ceil_div(self.notional * lots, self.lots), ceil_div(self.cash * lots, self.lots))
+
+
+NOTHING: Final = Worth(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """What an order is to be: its whole size, its price, and what was not filled when it was asked for."""
+
+    lots: int
+    ticks: int
+    wanted: Worth
+    before: Worth
+
+
 @dataclass
 class Held:
     """An order the ledger knows, and what of its reservation is left."""
 
     order: Order
+    """As it was asked for at first; what it has been amended to is in ``lots`` and ``ticks``."""
     by: str
     lots: int
     ticks: int | None
-    notional: int
-    cash: int
+    worth: Worth
+    """What the lots not filled hold their part of."""
     status: str
     left: int = 0
     filled: int = 0
     profit: int = 0
     """Of the exits it has made so far, fees taken off; what a loss streak is counted by."""
     trades: set[str] = field(default_factory=set)
-    cancel_waits: bool = False
+    cancel_asked: bool = False
+    amend: Amendment | None = None
+    """What the venue has been asked to make of it, and has not answered."""
 
     @property
     def open(self) -> bool:
@@ -143,12 +192,19 @@ class Held:
 
     @property
     def rests_at(self) -> int | None:
-        """Its price in ticks where it may stand in the venue's book."""
-        return self.ticks if self.order.time_in_force is TimeInForce.GTC else None
+        """Its price in ticks where it may stand in the venue's book; one with a trigger does not, before."""
+        rests = self.order.type is OrderType.LIMIT and self.order.time_in_force in RESTING
+        return self.ticks if rests else None
 
-    def share(self, amount: int) -> int:
-        """The unfilled lots' part of ``amount``, rounded up."""
-        return ceil_div(amount * self.left, self.lots)
+    @property
+    def holds(self) -> Worth:
+        """What is reserved for the lots that are not filled."""
+        return self.worth.part(self.left)
+
+    @property
+    def most(self) -> int:
+        """Lots the venue may fill: while it amends, of both sizes the larger."""
+        return max(self.lots, self.amend.lots) if self.amend else self.lots
 
     def prefixes(self) -> tuple[str, ...]:
         """The prefixes in the book of the scopes that count its orders and days."""
@@ -215,7 +271,7 @@ class Holder:
 
     def latch(self, scope: str, state: str, cause: str) -> bool:
         """As strict as ``state`` until a person resumes; what is as strict already stays as it is."""
-        if LEVELS[self.states[scope]] >= LEVELS[state]:
+        if LEVELS[self.states.get(scope, "ACTIVE")] >= LEVELS[state]:
             return False
         self.states[scope], self.causes[scope] = state, cause
         self.audit.append(("STATE", scope))
@@ -284,6 +340,12 @@ class Holder:
                 return "STILL_BREACHED"
             self._resume(str(proposal.content[0]))
             self.audit.append(("APPROVED", proposal_id))
+        elif proposal.kind == "ADJUST":
+            cash, positions = proposal.content
+            assert isinstance(cash, int)
+            assert isinstance(positions, tuple)
+            self.audit.append(("APPROVED", proposal_id))
+            self.adjust(cash, dict(positions))
         else:
             version, changes = proposal.content
             if version != self.version:
@@ -308,6 +370,10 @@ class Holder:
         proposal.status = "REFUSED"
         self.audit.append(("REFUSED", proposal_id))
         return "REFUSED"
+
+    def adjust(self, cash: int, positions: Mapping[str, tuple[int, int]]) -> None:
+        """Book cash and (lots, cost) by product that came or went without an order."""
+        raise NotImplementedError
 
     def breached(self, scope: str, resuming: bool = False) -> list[str]:
         """The rules with a latch that a scope breaks as it stands now."""
@@ -348,6 +414,9 @@ class Desk(Holder):
         self.peak = 0
         self.day = Day()
         self.tat = 0
+        self.environment = ""
+        """paper, sandbox or live; "" until somebody has said."""
+        self.armed_until_ms = 0
 
     def record(self, scope: str) -> Record:
         """The limits of ``global``."""
@@ -424,6 +493,22 @@ class Desk(Holder):
             figures[f"{name}_notional"] = self.open_notional(None, "", side)
         return figures
 
+    def bind_environment(self, name: str) -> bool:
+        """The first to come decides; returns whether it is what holds."""
+        if not self.environment:
+            self.environment = name
+            self.audit.append(("ENVIRONMENT", name))
+        return self.environment == name
+
+    def arm(self, until_ms: int) -> None:
+        """Real orders may pass until then; 0: not any more."""
+        self.armed_until_ms = until_ms
+        self.audit.append(("ARMED" if until_ms else "DISARMED", "global"))
+
+    def armed(self) -> bool:
+        """Whether orders may go out: what is not real always may."""
+        return self.environment != "live" or self.us // 1000 < self.armed_until_ms
+
     def tighten(self, scope: str, state: str) -> str:
         """As of an account; CANCEL_ALL is asked of all of them."""
         holds = super().tighten(scope, state)
@@ -464,6 +549,8 @@ class Account(Holder):
             return self.desk.record(scope)
         if scope.startswith("key|") and scope not in self.limits:
             return Record(self.limits["key|*"])
+        if scope.startswith("strategy|") and scope not in self.limits:
+            return Record(NO_LIMITS)
         return Record(self.limits[scope])
 
     def group_of(self, product: str) -> str:
@@ -491,7 +578,7 @@ class Account(Holder):
 
     def open_notional(self, prefix: str, side: Side | None = None) -> int:
         """Micros the open orders of a scope still reserve."""
-        return sum(h.share(h.notional) for h in self.open_in(prefix) if side in {None, h.order.side})
+        return sum(held.holds.notional for held in self.open_in(prefix) if side in {None, held.order.side})
 
     def open_lots(self, product: str, side: Side, strategy: str | None = None) -> int:
         """Lots not filled yet, of one side."""
@@ -500,7 +587,17 @@ class Account(Holder):
 
     def reserved(self) -> int:
         """Cash that open orders hold."""
-        return sum(held.share(held.cash) for held in self.open_in("a"))
+        return sum(held.holds.cash for held in self.open_in("a"))
+
+    @contextmanager
+    def without(self, held: Held) -> Iterator[None]:
+        """The account as it were if there were no such order."""
+        orders = self.orders
+        self.orders = {order_id: each for order_id, each in orders.items() if each is not held}
+        try:
+            yield
+        finally:
+            self.orders = orders
 
     def positions(self, prefix: str) -> Iterator[tuple[str, Position]]:
         """(product, position) of a scope: a, p|P, s|S, g|G, sp|S|P; of a key none."""
@@ -549,8 +646,9 @@ class Account(Holder):
         for prefix in counting | groups:
             for side, name in SIDES.items():
                 figures[f"{prefix}|{name}_notional"] = self.open_notional(prefix, side)
-        products, own = {f"p|{p}" for p in SCALES}, {f"sp|{s}|{p}" for s, p in self.by_strategy}
-        marked = {"a"} | products | own | {f"s|{s}" for s, _ in self.by_strategy}
+        traded = {*self.by_strategy} | {(o.order.strategy, o.order.product_id) for o in self.orders.values()}
+        products, own = {f"p|{p}" for p in SCALES}, {f"sp|{s}|{p}" for s, p in traded}
+        marked = {"a"} | products | own | {f"s|{s}" for s, _ in traded}
         for prefix in marked:
             figures |= {f"{prefix}|value": self.value(prefix), f"{prefix}|pnl": self.pnl(prefix)}
         for prefix in marked | groups:
@@ -558,7 +656,7 @@ class Account(Holder):
         for product in SCALES:
             figures |= self._position_figures(f"p|{product}", product, self.products[product], None)
             figures[f"p|{product}|strategies"] = " ".join(sorted(s for s, p in self.holders if p == product))
-        for strategy, product in [*self.by_strategy]:
+        for strategy, product in traded:
             position = self.by_strategy[strategy, product]
             figures |= self._position_figures(f"sp|{strategy}|{product}", product, position, strategy)
         return figures
@@ -640,9 +738,7 @@ class Account(Holder):
         for day in self._days_of(held):
             day.orders += 1
             day.messages += 1
-        for prefix, tat in tats.items():
-            self.tats[prefix] = tat
-        self.desk.tat = self.tats.pop("", self.desk.tat)
+        self._advance(tats)
         if repeats is not None:
             self.windows[f"s|{order.strategy}|repeats"] = repeats
         recent = self.recent[order.product_id]
@@ -651,6 +747,75 @@ class Account(Holder):
             self.duplicates[content(order)] = self.us // 1000 + window_ms
         self.outbox.append(("SUBMIT", order.client_order_id))
         self.audit.append(("RESERVED", order.client_order_id))
+
+    def _advance(self, tats: Mapping[str, int]) -> None:
+        """An order or message has passed at every rate."""
+        for prefix, tat in tats.items():
+            self.tats[prefix] = tat
+        self.desk.tat = self.tats.pop("", self.desk.tat)
+
+    def request_amend(
+        self, held: Held, lots: int, ticks: int, wanted: Worth, tats: Mapping[str, int], warnings: list[tuple[str, str]]
+    ) -> None:
+        """Ask the venue to amend an order; meanwhile of each old and new figure the larger is held."""
+        self.alerts += [("SOFT", *warning) for warning in warnings]
+        held.amend = Amendment(lots, ticks, wanted, before=held.worth)
+        held.worth = Worth(*map(max, held.holds, wanted))
+        held.left = held.worth.lots
+        for day in self._days_of(held):
+            day.messages += 1
+        self._advance(tats)
+        self.outbox.append(("AMEND", held.order.client_order_id))
+        self.audit.append(("AMEND_REQUESTED", held.order.client_order_id))
+
+    def settle_amend(self, order_id: str, amended: bool) -> str:
+        """The venue has made it so, or has not; what that leaves to be filled is held, perhaps nothing."""
+        held = self.orders[order_id]
+        if not held.open or held.amend is None:
+            return held.status
+        to, held.amend = held.amend, None
+        if amended:
+            held.lots, held.ticks, held.worth = to.lots, to.ticks, to.wanted
+            self.audit.append(("AMENDED", order_id))
+        else:
+            held.worth = to.before
+            self.audit.append(("AMEND_REFUSED", order_id))
+            self.alerts.append(("SOFT", "AMEND_REFUSED", f"strategy|{held.order.strategy}"))
+        held.left = max(held.lots - held.filled, 0)
+        if held.left == 0:
+            held.status = "FILLED"
+            self.audit.append(("FILLED", order_id))
+            self._count_exit(held)
+        return held.status
+
+    def adopt(self, order: Order, lots: int, ticks: int | None, stop: int | None) -> bool:
+        """Count an order found at the venue, whatever the limits say, unless it is known."""
+        known = self.orders.pop(order.client_order_id, None)
+        if known is not None and known.status != "DENIED":
+            self.orders[order.client_order_id] = known
+            return False
+        price, cash = ticks or stop or self.quotes[order.product_id].ask, 0
+        notional = value_up(order.product_id, lots, price)
+        if order.side is Side.BUY:
+            cash = notional + ceil_div(notional * self.record("account").figure("taker_fee_ppm"), PPM)
+        worth = Worth(lots, notional, cash)
+        self.orders[order.client_order_id] = Held(order, "venue", lots, ticks, worth, "OPEN", left=lots)
+        self.audit.append(("ADOPTED", order.client_order_id))
+        self.alerts.append(("HARD", "ADOPTED", "account"))
+        return True
+
+    def adjust(self, cash: int, positions: Mapping[str, tuple[int, int]]) -> None:
+        """What came or went without an order, as two people have said; marked at once."""
+        before = self._before(positions)
+        self.cash += cash
+        for product, (lots, cost) in positions.items():
+            self.products[product].move(lots, cost)
+        self.audit.append(("ADJUSTED", "account"))
+        self._mark(before)
+
+    def recon_break(self) -> bool:
+        """The venue says something else than the books: nothing more until somebody has found out."""
+        return self.latch("account", "HALTED", "RECON_BREAK")
 
     def deny(self, held: Held, repeated: bool) -> None:
         """Remember a denial; what a strategy sends without a human stops it."""
@@ -701,13 +866,13 @@ class Account(Holder):
         held.profit += 0 if profit is None else profit - fee
         self.audit.append(("FILL", order_id))
         if was_open:
-            held.status = "FILLED" if held.filled >= held.lots else "PARTIALLY_FILLED"
+            held.status = "FILLED" if held.filled >= held.most else "PARTIALLY_FILLED"
             if not held.open:
                 self.audit.append(("FILLED", order_id))
         self._mark(before)
         if not held.open:
             self._count_exit(held)
-        if held.filled > held.lots:
+        if held.filled > held.most:
             self.latch(f"strategy|{order.strategy}", "HALTED", "OVERFILL")
         return "APPLIED", held.status
 
@@ -716,7 +881,7 @@ class Account(Holder):
         held = self.orders[order_id]
         if not held.open:
             return False
-        held.status, held.left = status, 0
+        held.status, held.left, held.amend = status, 0, None
         self.audit.append((status, order_id))
         self._count_exit(held)
         if status == "REJECTED":
@@ -755,6 +920,7 @@ class Account(Holder):
             if interval != UNLIMITED:
                 arrival = self.desk.arrival(self, "msg", int(interval), record.figure("message_burst"))
                 self.tats["msg"] = arrival + int(interval)
+            held.cancel_asked = True
             self.outbox.append(("CANCEL", order_id))
             self.audit.append(("CANCEL_REQUESTED", order_id))
         return held.status, "REQUESTED"
@@ -862,7 +1028,15 @@ class Account(Holder):
 
 def content(order: Order) -> tuple[object, ...]:
     """What makes two orders with different ids the same."""
-    return (order.strategy, order.product_id, order.side, order.type, order.quantity, order.limit_price)
+    return (
+        order.strategy,
+        order.product_id,
+        order.side,
+        order.type,
+        order.quantity,
+        order.limit_price,
+        order.stop_price,
+    )
 
 
 def value_half_even(product: str, lots: int, ticks: int) -> int:

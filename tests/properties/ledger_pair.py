@@ -9,36 +9,50 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import pytest
 
 from cluster import audit
-from cluster.ledger import Ledger, LedgerUnavailable, Reference, Snapshot, StaleEpoch, Verdict, account_base
-from strategies.model import Order, OrderStatus, Side, TimeInForce, TradingState
+from cluster.ledger import (
+    EnvironmentMixed,
+    Ledger,
+    LedgerUnavailable,
+    Reference,
+    Snapshot,
+    StaleEpoch,
+    Verdict,
+    account_base,
+    order_of,
+)
+from strategies.model import Order, OrderStatus, OrderType, Product, Side, TimeInForce, TradingState
 from tests.books import PRODUCTS, STRATEGIES, Books, limit_records, order
 from tests.properties.ledger_limits import Record, day_number
-from tests.properties.ledger_model import ENDED, SCALES, Account, Day, Desk, Held, Holder, Quote
-from tests.properties.ledger_rules import Asked, Decision, Rule, decide
+from tests.properties.ledger_model import ENDED, NOTHING, SCALES, Account, Day, Desk, Held, Holder, Quote
+from tests.properties.ledger_rules import Asked, Decision, Rule, decide, refuse_amend
 
 T = TypeVar("T")
 ACCOUNTS: Final = ("main", "second")
 BOOKS: Final[tuple[str | None, ...]] = (None, *ACCOUNTS)
 """Everything with a book: the desk (None) and its accounts."""
 KEYS: Final = ("test", "test", "alice")
+FOUND: Final = "external"
+"""The strategy of orders found at the venue; it has no limits."""
 ANN, BOB = "ann", "bob"
 CASH: Final = 8_000_000
 LOTS_HELD: Final = {"BTC-USD": 25, "XRP-USD": 40}
 FIRST_QUOTES: Final = {"BTC-USD": (9_900, 10_100), "XRP-USD": (9_990, 10_010)}
 GENESIS: Final = "0" * 40
 HOUR_US: Final = 3_600_000_000
-TIMED: Final = frozenset({"RATE_LIMIT", "MSG_RATE", "STALE_REFERENCE"})
-"""Rules whose value is a time that passes."""
+TIMED: Final = frozenset({"RATE_LIMIT", "MSG_RATE", "STALE_REFERENCE", "NOT_ARMED", "EXPIRE_IN_PAST"})
+"""Rules whose value, or what it is compared with, is a time that passes."""
 DAY_S: Final = 86_400
+WITH_TRIGGER: Final = (OrderType.STOP_LIMIT, OrderType.BRACKET)
 
 STATES: Final = [TradingState.ACTIVE, TradingState.REDUCING, TradingState.HALTED, TradingState.CANCEL_ALL]
 SCOPES: Final = ["account", *(f"strategy|{s}" for s in STRATEGIES), *(f"product|{p}" for p in SCALES)]
@@ -138,6 +152,7 @@ class LedgerPair:
         self.accounts = {name: Account(self.desk, name) for name in ACCOUNTS}
         self.books = {name: Books(self.ledger, name) for name in ACCOUNTS}
         self.trades: list[tuple[str, str, str, int, int, int]] = []
+        self.adjusted: list[tuple[str, int, dict[str, tuple[int, int]]]] = []
         self.number = 0
         self._seen: dict[str | None, tuple[str, int, str]] = dict.fromkeys(BOOKS, ("", 0, GENESIS))
         self._fresh: dict[str | None, list[tuple[str, str]]] = {name: [] for name in BOOKS}
@@ -145,6 +160,7 @@ class LedgerPair:
         self._ended: Counter[tuple[str | None, str]] = Counter()
         self._standing: set[tuple[str | None, str, str]] = set()
         self._digests: dict[tuple[str | None, str], str] = {}
+        self._amending: set[tuple[str | None, str]] = set()
         self._open()
 
     def run(self, call: Awaitable[T]) -> T:
@@ -190,11 +206,22 @@ class LedgerPair:
         assert entry["chain"] == computed, f"audit of {name}: the chain is broken at {entry}"
         self._seen[name] = (stream_id, seq + 1, computed)
         self._fresh[name].append((entry["kind"], entry["id"]))
-        if entry["kind"] in {"RESERVED", *ENDED}:
-            about = ("RESERVED" if entry["kind"] == "RESERVED" else "ended") + f" {entry['id']}"
-            self._ended[name, about] += 1
-            assert self._ended[name, about] == 1, f"{name}: {about} twice"
+        self._once(name, entry["kind"], entry["id"])
         return int(entry["us"])
+
+    def _once(self, name: str | None, kind: str, order_id: str) -> None:
+        """What can happen to an order once happens once; an amendment is settled at most once, before the end."""
+        if kind in {"RESERVED", "DENIED", "ADOPTED", *ENDED}:
+            about = f"{'ended' if kind in ENDED - {'DENIED'} else kind} {order_id}"
+            self._ended[name, about] += 1
+            assert self._ended[name, about] == 1, f"{name}: {about} twice\n{self.told()}"
+        if kind == "AMEND_REQUESTED":
+            assert (name, order_id) not in self._amending, f"{name}: {order_id} is amended twice at once\n{self.told()}"
+            self._amending.add((name, order_id))
+        if kind in {"AMENDED", "AMEND_REFUSED"}:
+            assert (name, order_id) in self._amending, f"{name}: {order_id} is settled twice\n{self.told()}"
+        if kind in {"AMENDED", "AMEND_REFUSED", *ENDED}:
+            self._amending.discard((name, order_id))
 
     def _begin(self, name: str | None, us: int) -> None:
         holders = [self.desk, *self.accounts.values()] if name is None else [self.accounts[name]]
@@ -223,8 +250,12 @@ class LedgerPair:
         self.books[name].epoch, _ = self._timed(self.ledger.claim(name, "test"))
         self.accounts[name].audit.append(("EPOCH", str(self.books[name].epoch)))
 
-    def units(self, asked: Order) -> tuple[int, int | None]:
-        """Lots, and ticks (None = market)."""
+    def of(self, product: str) -> Product:
+        """The product by its name."""
+        return PRODUCTS[product]
+
+    def units(self, asked: Order) -> Units:
+        """Lots, and ticks of the limit (None = market) and of the trigger (None = it has none)."""
         return units(asked)
 
     # -- orders --------------------------------------------------------------------------------------------------------
@@ -238,9 +269,24 @@ class LedgerPair:
         asked = replace(
             asked, strategy=chance.pick([*STRATEGIES, "manual"]), reduce_only=chance.pick([False] * 5 + [True])
         )
-        if ticks is not None and chance.pick([False, False, False, True]):
-            asked = replace(asked, time_in_force=TimeInForce.IOC)
+        if ticks is not None:
+            asked = self._of_a_kind(chance, asked)
         return replace(asked, strategy_version=chance.pick(["v1", "v1", "", "v3"])), chance.pick(KEYS)
+
+    def _of_a_kind(self, chance: Chance, asked: Order) -> Order:
+        """A limit order with another end, or one that waits for a price, near the market or where that has been."""
+        kind = chance.pick([None] * 6 + [TimeInForce.IOC, TimeInForce.IOC, TimeInForce.GTD, *WITH_TRIGGER])
+        if kind is TimeInForce.IOC:
+            return replace(asked, time_in_force=kind)
+        ends: float | None = chance.pick([3_600.0, 3_600.0, 3_600.0, 0.0, -1.0, 1.02])
+        if kind in WITH_TRIGGER and chance.pick([True, False]):
+            ends = None
+        if kind in WITH_TRIGGER:
+            ticks = chance.pick([10_300, 9_700, 10_100, 9_900, 10_507, 9_503, 10_010, 9_990, 14_001, 7_001])
+            asked = replace(asked, type=OrderType(kind), stop_price=PRODUCTS[asked.product_id].price(ticks))
+        if kind is None or ends is None:
+            return asked
+        return replace(asked, time_in_force=TimeInForce.GTD, end_ns=time.time_ns() + int(ends * 1e9))
 
     def lots(self, chance: Chance, product: str) -> int:
         """XRP is worth a hundredth of BTC here, so more of it is asked for."""
@@ -259,7 +305,7 @@ class LedgerPair:
         account = self.accounts[name]
         verdict, span = self._timed(self.books[name].reserve(asked, by))
         decision = self._agree(account, asked, by, verdict, span)
-        lots, ticks = units(asked)
+        lots, ticks, _ = units(asked)
         self.story.append(f"reserve {_shown(asked, by)} -> {sorted(d.code for d in decision.denials) or 'ACCEPTED'}")
         for code in {denial.code for denial in decision.denials} or {"ACCEPTED"}:
             self.met(code)
@@ -267,27 +313,27 @@ class LedgerPair:
             assert verdict.kind == "DENIED"
             if decision.kept:
                 repeated = any(denial.code == "REPEAT_EXECUTION" for denial in decision.denials)
-                account.deny(Held(asked, by, 0, ticks, 0, 0, "DENIED"), repeated)
+                account.deny(Held(asked, by, 0, ticks, NOTHING, "DENIED"), repeated)
             return decision
         assert verdict.kind == "ACCEPTED"
-        assert decision.notional is not None
-        assert decision.cash is not None
-        answer = (verdict.answer["reserved_notional_micros"], verdict.answer["reserved_cash_micros"])
-        self.same(answer, (str(decision.notional), str(decision.cash)))
-        held = Held(asked, by, lots, ticks, decision.notional, decision.cash, "RESERVED", left=lots)
-        reduced = Asked(account, asked, lots, ticks, by).reduces("account")
+        worth = decision.worth(lots)
+        self.same(_reserved(verdict), (worth.notional, worth.cash))
+        held = Held(asked, by, lots, ticks, worth, "RESERVED", left=lots)
+        reduced = Asked(account, asked, *units(asked), by).reduces("account")
         warnings = [(warning.code, warning.scope) for warning in decision.warnings]
         account.take(held, decision.tats, decision.repeats, warnings)
         self.run(self._nothing_exceeded(account, asked, by, reduced))
         return decision
 
-    def _agree(self, account: Account, asked: Order, by: str, verdict: Verdict, span: Span) -> Decision:
+    def _agree(
+        self, account: Account, asked: Order, by: str, verdict: Verdict, span: Span, amends: Held | None = None
+    ) -> Decision:
         """The model's decision at the moment of the verdict, which must be the same."""
         denials = {_rule(denial) for denial in verdict.answer.get("denials", ())}
         warnings = {_rule(warning) for warning in verdict.answer.get("warnings", ())}
         for us in dict.fromkeys((span.first_us, span.last_us)):
             account.begin(us)
-            expected = decide(Asked(account, asked, *units(asked), by))
+            expected = decide(Asked(account, asked, *units(asked), by, amends))
             if _same(denials, expected.denials, span) and (denials or _same(warnings, expected.warnings, span)):
                 return expected
         raise AssertionError(
@@ -323,6 +369,68 @@ class LedgerPair:
         other = replace(held.order, quantity=held.order.quantity * 2)
         verdict, _ = self._timed(self.ledger.reserve(other, PRODUCTS[other.product_id], held.by))
         self.same((verdict.kind, verdict.accepted), ("CONFLICT", False))
+
+    # -- amendments ----------------------------------------------------------------------------------------------------
+
+    def wanted(self, name: str, order_id: str, lots: int, ticks: int) -> Order:
+        """What an order is to be."""
+        asked = self.accounts[name].orders[order_id].order
+        product = PRODUCTS[asked.product_id]
+        return replace(asked, quantity=product.quantity(lots), limit_price=product.price(ticks))
+
+    def amend(self, name: str, order_id: str, lots: int, ticks: int, by: str = "alice") -> set[tuple[str, str]]:
+        """Ask for another size and price of an order; it counts for whom it counted for, whoever asks. What denies."""
+        account, wanted = self.accounts[name], self.wanted(name, order_id, lots, ticks)
+        held = account.orders[order_id]
+        verdict, span = self._timed(self.ledger.amend(wanted, PRODUCTS[wanted.product_id], by))
+        self.story.append(f"amend {order_id} to {lots} at {ticks} -> {'nothing' if verdict is None else verdict.kind}")
+        if held.status == "DENIED" or verdict is None:
+            self.same((verdict, held.status), (None, "DENIED"))
+            return {("NOT_FOUND", "account")}
+        broken = self._amend(account, held, wanted, verdict, span)
+        self.story[-1] += f" {sorted(code for code, _ in broken)}"
+        for code in {code for code, _ in broken} or {verdict.kind}:
+            self.met(f"amend {code}")
+        return broken
+
+    def _amend(self, account: Account, held: Held, wanted: Order, verdict: Verdict, span: Span) -> set[tuple[str, str]]:
+        lots, ticks, _ = units(wanted)
+        assert ticks is not None
+        last = held.amend or held
+        if held.open and (last.lots, last.ticks) == (lots, ticks):
+            self.same((verdict.kind, verdict.accepted), ("REPEATED", True))
+            return set()
+        denied = Decision(None, None)
+        if refusal := refuse_amend(held, lots):
+            self.same({_rule(denial) for denial in verdict.answer.get("denials", ())}, {refusal})
+            denied.denials = {refusal}
+        with account.without(held):
+            decision = denied if refusal else self._agree(account, wanted, held.by, verdict, span, held)
+        if decision.denials:
+            assert verdict.kind == "DENIED"
+            if decision.kept:
+                account.audit.append(("AMEND_DENIED", wanted.client_order_id))
+            return {(denial.code, denial.scope) for denial in decision.denials}
+        assert verdict.kind == "ACCEPTED"
+        worth = decision.worth(lots - held.filled)
+        self.same(_reserved(verdict), (worth.notional, worth.cash))
+        warnings = [(warning.code, warning.scope) for warning in decision.warnings]
+        account.request_amend(held, lots, ticks, worth, decision.tats, warnings)
+        return set()
+
+    def settle_amend(self, name: str, order_id: str, amended: bool) -> str:
+        """What the venue has said to an amendment, once; to none it is nothing new."""
+        epoch, pending = self.books[name].epoch, self.accounts[name].orders[order_id].amend is not None
+        if amended:
+            found, _ = self._timed(self.ledger.amended(name, epoch, order_id))
+        else:
+            found, _ = self._timed(self.ledger.amend_refused(name, epoch, order_id, "why"))
+        held = self.accounts[name].orders[order_id]
+        expected = "NOT_FOUND" if held.status == "DENIED" else self.accounts[name].settle_amend(order_id, amended)
+        self.story.append(f"{order_id} is {'amended' if amended else 'left as it was'} -> {found}")
+        self.same(found, expected)
+        self.met(f"{'amended' if amended else 'amendment refused'} {found}" + ("" if pending else " without"))
+        return found
 
     # -- execution -----------------------------------------------------------------------------------------------------
 
@@ -380,6 +488,27 @@ class LedgerPair:
             self.accounts[name].outbox.remove((kind, order_id))
         self.story.append(f"{name}: the outbox is worked off")
 
+    def adopt(self, name: str, found: Order) -> bool:
+        """An order that the venue has."""
+        account, product = self.accounts[name], PRODUCTS[found.product_id]
+        taken, _ = self._timed(self.ledger.adopt(self.books[name].epoch, found, product, "v-found"))
+        self.story.append(f"found at the venue: {_shown(found, 'venue')} -> {taken}")
+        self.same(taken, account.adopt(found, *units(found)))
+        self.met(f"adopted {taken}")
+        return taken
+
+    def recon_break(self, name: str) -> None:
+        """The venue's figures are not those of the books."""
+        halted, _ = self._timed(self.ledger.recon_break(name, self.books[name].epoch, ["cash: 1 and 2", "BTC: 3"]))
+        self.story.append(f"{name}: a break -> {halted}")
+        self.same(halted, self.accounts[name].recon_break())
+        self.met(f"break {halted}")
+
+    def emptied(self, name: str, scope: str) -> None:
+        """The venue has no order of a scope any more."""
+        self._timed(self.ledger.emptied(name, self.books[name].epoch, scope, {"asked": 1}))
+        self.accounts[name].audit.append(("EMPTIED", scope))
+
     def take_over(self, name: str) -> None:
         """Another execution claims the account: the one before can do nothing more."""
         old = self.books[name].epoch
@@ -388,8 +517,15 @@ class LedgerPair:
         order_id = next(iter(self.accounts[name].orders), "o-0")
         with pytest.raises(StaleEpoch):
             self.run(self.ledger.release(name, old, order_id, OrderStatus.CANCELLED, "too late"))
-        with pytest.raises(StaleEpoch):
-            self.run(self.ledger.venue_errors(name, old, 9))
+        for late in (
+            self.ledger.venue_errors(name, old, 9),
+            self.ledger.amended(name, old, order_id),
+            self.ledger.amend_refused(name, old, order_id, "too late"),
+            self.ledger.recon_break(name, old, ["too late"]),
+            self.ledger.adopt(old, order("too-late", account=name), PRODUCTS["BTC-USD"], "v"),
+        ):
+            with pytest.raises(StaleEpoch):
+                self.run(late)
         self.story.append(f"{name}: epoch {old + 1}")
 
     def crash(self) -> None:
@@ -460,6 +596,33 @@ class LedgerPair:
         found, _ = self._timed(self.ledger.prove(name))
         self.same(found, account.prove())
 
+    def bind_environment(self, environment: str) -> None:
+        """Say what the books are of: the first to come decides for good."""
+        fits = self.desk.bind_environment(environment)
+        self.story.append(f"the books are to be of {environment} -> {fits}")
+        try:
+            self._timed(self.ledger.bind_environment(environment, "test"))
+        except EnvironmentMixed:
+            self.same(fits, False)
+        else:
+            self.same(fits, True)
+        self.same(self.run(self.ledger.environment()), self.desk.environment)
+        self.met(f"environment {fits}")
+
+    def arm(self, milliseconds: int) -> None:
+        """Let real orders pass for so long."""
+        until_ms = self.run(self._now_us()) // 1000 + milliseconds
+        self._timed(self.ledger.arm("test", ANN, "why", until_ms))
+        self.desk.arm(until_ms)
+        self.story.append(f"armed until {until_ms}")
+
+    def disarm(self) -> None:
+        """Let no more real orders pass."""
+        self._timed(self.ledger.disarm("test", "why"))
+        self.desk.arm(0)
+        self.same(self.run(self.ledger.armed()), None)
+        self.story.append("disarmed")
+
     def tighten(self, name: str | None, scope: str, state: TradingState) -> None:
         """Anybody may, alone."""
         (seq, asked, holds), span = self._timed(self.ledger.tighten(name, scope, state, "test", "why"))
@@ -480,6 +643,15 @@ class LedgerPair:
         self.story.append(f"propose {proposal.id}: resume {name} {scope} by {person}")
         return proposal.id
 
+    def propose_adjust(self, name: str, cash: int, positions: Mapping[str, tuple[int, int]], person: str) -> str:
+        """Ask for another person's yes to book {product: (lots, cost)} and cash that came or went."""
+        proposal, _ = self._timed(self.ledger.propose_adjust(name, cash, positions, "test", person, "why"))
+        content = (cash, tuple(sorted(positions.items())))
+        self.accounts[name].propose(proposal.id, "ADJUST", content, person)
+        self._digests[name, proposal.id] = proposal.digest
+        self.story.append(f"propose {proposal.id}: adjust {name} by {content}, {person}")
+        return proposal.id
+
     def let_expire(self, name: str | None, proposal_id: str) -> None:
         """Wait until the server's clock is past the proposal's end."""
         (expires_ms,) = [p.expires_ms for p in self.run(self.ledger.proposals(name)) if p.id == proposal_id]
@@ -496,6 +668,14 @@ class LedgerPair:
         self.story.append(f"approve {proposal_id} of {name} by {person} -> {approval.outcome}")
         assert approval.outcome == expected, f"{approval}, expected {expected}\n{self.told()}"
         self.met(f"approve {expected}")
+        if expected == "APPLIED" and name is not None:
+            proposal = self.accounts[name].proposals[proposal_id]
+            if proposal.kind == "ADJUST":
+                cash, positions = proposal.content
+                assert isinstance(cash, int)
+                assert isinstance(positions, tuple)
+                self.adjusted.append((name, cash, dict(positions)))
+                self.met("adjusted")
         return expected
 
     def refuse(self, name: str | None, proposal_id: str) -> None:
@@ -566,7 +746,10 @@ class LedgerPair:
         return int(seconds) * 1_000_000 + int(micros)
 
     def resume_all(self) -> None:
-        """Two people resume whatever may be resumed."""
+        """Two people resume whatever may be resumed; where money is real, the desk is armed."""
+        self.look_at_the_clock()
+        if not self.desk.armed():
+            self.arm(HOUR_US // 1000)
         for name in BOOKS:
             for scope in [scope for scope, state in self.holder(name).states.items() if state != "ACTIVE"]:
                 self.approve(name, self.propose_resume(name, scope, ANN), BOB)
@@ -631,8 +814,13 @@ class LedgerPair:
         assert different == {}, f"book of {name}, (ledger, model): {different}\n{self.told()}"
 
     def _adds_up(self, account: Account, snapshot: Snapshot) -> None:
-        """Positions are the sum of the fills, and cash is what they and their fees have left."""
+        """Positions are the sum of the fills, and cash is what they and their fees have left; and what was adjusted."""
         cash, lots = CASH, dict(LOTS_HELD)
+        for name, more, positions in self.adjusted:
+            if name == account.name:
+                cash += more
+                for product_id, (came, _) in positions.items():
+                    lots[product_id] += came
         for name, order_id, _, amount, ticks, fee in self.trades:
             if name == account.name:
                 asked = account.orders[order_id].order
@@ -663,13 +851,13 @@ class LedgerPair:
             self.same(self.run(audit.verify(self.ledger, name)), [])
             self.same(self.run(audit.verify_chain(self.ledger, name, None)).findings, [])
 
-    async def _waiting_orders(self, name: str) -> tuple[list[tuple[str, str]], list[dict[str, str]], list[int]]:
-        """The outbox, the open orders, and how many rest in each of ``_RESTING``."""
+    async def _waiting_orders(self, name: str) -> tuple[list[tuple[str, str]], list[dict[str, str]], list[Any]]:
+        """The outbox, the open orders, and those that rest in each of ``_RESTING``, with their prices."""
         keys = [f"{account_base(name)}:resting:{product}:{side}" for product, side in _RESTING]
         outbox, opened, resting = await asyncio.gather(
             self.books[name].outbox(),
             self.ledger.open_orders(name),
-            asyncio.gather(*(self.ledger._direct("ZCARD", key) for key in keys)),
+            asyncio.gather(*(self.ledger._direct("ZRANGE", key, "0", "-1", "WITHSCORES") for key in keys)),
         )
         return outbox, opened, resting
 
@@ -678,15 +866,48 @@ class LedgerPair:
         account: Account,
         outbox: Sequence[tuple[str, str]],
         opened: Sequence[Mapping[str, str]],
-        resting: Sequence[int],
+        resting: Sequence[Any],
     ) -> None:
         self.same(outbox, account.outbox)
         held = {name: each for name, each in account.orders.items() if each.open}
-        found = {o["client_order_id"]: (o["status"], o["reserved_lots"], o["reserved_cash"]) for o in opened}
-        expected = {n: (h.status, str(h.left), str(h.share(h.cash))) for n, h in held.items()}
-        self.same(found, expected)
-        rests = Counter((h.order.product_id, h.order.side) for h in held.values() if h.rests_at is not None)
-        self.same(resting, [rests[side] for side in _RESTING])
+        found = {o["client_order_id"]: _open_figures(account.name, o) for o in opened}
+        self.same(found, {name: _expected_figures(each) for name, each in held.items()})
+        reserved = sum(int(order["reserved_cash"]) for order in opened)
+        self.same(reserved, account.reserved())
+        for order_id, each in held.items():
+            if each.amend is not None:
+                # Whatever the venue answers, what may then still be executed is held already.
+                for total, worth in ((each.lots, each.amend.before), (each.amend.lots, each.amend.wanted)):
+                    needed = worth.part(max(total - each.filled, 0))
+                    most = all(had >= need for had, need in zip(each.holds, needed, strict=True))
+                    assert most, f"{order_id} holds {each.holds}, may need {needed}\n{self.told()}"
+        for (product, side), rests in zip(_RESTING, resting, strict=True):
+            expected = {
+                name: each.rests_at
+                for name, each in held.items()
+                if (each.order.product_id, each.order.side) == (product, side) and each.rests_at is not None
+            }
+            self.same(_scores(rests), expected)
+
+
+def _open_figures(account: str, fields: Mapping[str, str]) -> tuple[object, ...]:
+    figures = [int(fields[name]) for name in ("lots", "filled_lots", *_RESERVED)]
+    return order_of(fields["client_order_id"], account, fields), fields["status"], *figures, "amend" in fields
+
+
+def _expected_figures(held: Held) -> tuple[object, ...]:
+    """The order as the venue has it now, and what it holds."""
+    product = PRODUCTS[held.order.product_id]
+    price = None if held.ticks is None else product.price(held.ticks)
+    # The version was looked at when the order came.
+    now = replace(held.order, quantity=product.quantity(held.lots), limit_price=price, strategy_version="")
+    return now, held.status, held.lots, held.filled, *held.holds, held.amend is not None
+
+
+def _scores(entries: Sequence[Any]) -> dict[str, int]:
+    """Prices in ticks by order: a sorted set comes as pairs, or flat, as the protocol has it."""
+    flat = [part for entry in entries for part in (entry if isinstance(entry, (list, tuple)) else (entry,))]
+    return {str(name): int(float(score)) for name, score in zip(flat[::2], flat[1::2], strict=True)}
 
 
 async def _emptied(ledger: Ledger) -> None:
@@ -696,14 +917,29 @@ async def _emptied(ledger: Ledger) -> None:
     await ledger.install()
 
 
-def units(asked: Order) -> tuple[int, int | None]:
+class Units(NamedTuple):
+    """An order's figures as the ledger has them."""
+
+    lots: int
+    ticks: int | None
+    stop: int | None
+
+
+def units(asked: Order) -> Units:
     product = PRODUCTS[asked.product_id]
-    return product.lots(asked.quantity), None if asked.limit_price is None else product.ticks(asked.limit_price)
+    prices = (None if price is None else product.ticks(price) for price in (asked.limit_price, asked.stop_price))
+    return Units(product.lots(asked.quantity), *prices)
+
+
+def _reserved(verdict: Verdict) -> tuple[int, int]:
+    return int(verdict.answer["reserved_notional_micros"]), int(verdict.answer["reserved_cash_micros"])
 
 
 def _shown(asked: Order, by: str) -> str:
-    lots, ticks = units(asked)
+    lots, ticks, stop = units(asked)
     price = "MARKET" if ticks is None else f"{ticks} {asked.time_in_force}"
+    price += "" if stop is None else f" {asked.type} {stop}"
+    price += "" if asked.end_ns is None else f" until {asked.end_ns // 1_000_000}"
     flags = (
         f"{' reduce_only' if asked.reduce_only else ''}{f' {asked.strategy_version}' if asked.strategy_version else ''}"
     )
@@ -769,6 +1005,7 @@ def _current(day: str, today: int, pnl: int) -> str:
     return day if day.split()[0] == str(today) else Day(today, pnl_start=pnl).text()
 
 
+_RESERVED: Final = ("reserved_lots", "reserved_notional", "reserved_cash")
 _RESTING: Final = [(product, side) for product in SCALES for side in Side]
 _NOTHING: Final = {"0", "", "0 0"}
 """Ways to say that nothing has been counted."""

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from statistics import median_low
 from typing import Final, NamedTuple
 
-from strategies.model import LEDGER_INTEGER_MAX, Order, OrderType, Side
+from strategies.model import LEDGER_INTEGER_MAX, Order, OrderType, Side, TimeInForce
 from tests.properties.ledger_limits import UNLIMITED, Limit
-from tests.properties.ledger_model import LEVELS, PPM, Account, Quote, Window, ceil_div, content, value_up
+from tests.properties.ledger_model import LEVELS, PPM, Account, Held, Quote, Window, Worth, ceil_div, content, value_up
 
 RECENT_MIN: Final = 5
+BRACKET_PPM: Final = 50_000
+"""How far beyond its trigger a bracket is executed at the worst."""
+END_AHEAD_MS: Final = 1_000
 
 
 class Rule(NamedTuple):
@@ -48,13 +51,35 @@ class Decision:
         """Whether the answer stays with the id: one for the rate does not."""
         return not {denial.code for denial in self.denials} & {"RATE_LIMIT", "MSG_RATE"}
 
+    def worth(self, lots: int) -> Worth:
+        """What is reserved for so many lots of an order that passes."""
+        assert self.notional is not None
+        assert self.cash is not None
+        return Worth(lots, self.notional, self.cash)
+
 
 class Asked:
-    """An order in lots and ticks (None = market), with what decides on it, at one instant of an account."""
+    """An order in lots and ticks (None = market), with what decides on it, at one instant of an account.
 
-    def __init__(self, account: Account, order: Order, lots: int, ticks: int | None, by: str) -> None:
+    ``amends`` is an order that is to become this one: then it is what is not filled yet that is asked for, as if the
+    old one were not there, which the caller sees to.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        order: Order,
+        lots: int,
+        ticks: int | None,
+        stop: int | None,
+        by: str,
+        amends: Held | None = None,
+    ) -> None:
         """Nothing is decided yet."""
-        self.account, self.order, self.lots, self.ticks, self.by = account, order, lots, ticks, by
+        self.account, self.order, self.ticks, self.stop, self.by = account, order, ticks, stop, by
+        self.amends, self.whole = amends, lots
+        self.lots = lots - amends.filled if amends else lots
+        lots = self.lots
         self.us = account.us
         self.product, self.strategy = order.product_id, order.strategy
         self.of_product, self.of_strategy = f"product|{self.product}", f"strategy|{self.strategy}"
@@ -82,6 +107,8 @@ class Asked:
         """The worst it can reasonably be executed at, in ticks; its limit where no price is to be trusted."""
         if self.quote is None or not self.usable:
             return self.ticks
+        if self.buys and self.stop is not None and self.order.type is OrderType.BRACKET:
+            return ceil_div(self.stop * (PPM + BRACKET_PPM), PPM)
         if not self.buys:
             return max(self.ticks or 0, self.quote.bid)
         buffer = self.account.record("account").figure("market_buffer_ppm")
@@ -99,6 +126,21 @@ class Asked:
         """Whether it only closes what is held: then it is always let out."""
         wanted, room = self.room(scope)
         return wanted <= room
+
+
+def refuse_amend(held: Held, lots: int) -> Rule | None:
+    """Why an order cannot be amended to so many lots whatever the limits say."""
+    if (held.order.type, held.order.time_in_force) != (OrderType.LIMIT, TimeInForce.GTC):
+        return Rule("AMEND_TYPE", "account")
+    if held.status not in {"OPEN", "PARTIALLY_FILLED"}:
+        return Rule("AMEND_NOT_OPEN", "account")
+    if held.amend is not None:
+        return Rule("AMEND_PENDING", "account")
+    if held.cancel_asked:
+        return Rule("AMEND_NOT_OPEN", "account")
+    if lots <= held.filled:
+        return Rule("AMEND_BELOW_FILLED", "account", lots, held.filled)
+    return None
 
 
 def decide(asked: Asked) -> Decision:
@@ -133,7 +175,7 @@ def rows(asked: Asked) -> list[Row]:
 
 def _quantity_rows(asked: Asked) -> Iterator[Row]:
     account, side = asked.account, asked.order.side
-    yield Row("QTY_EXCEEDS_MAX", asked.of_product, "max_order_lots", asked.lots)
+    yield Row("QTY_EXCEEDS_MAX", asked.of_product, "max_order_lots", asked.whole)
     recent = account.recent[asked.product]
     if len(recent) >= RECENT_MIN:
         usual = median_low(recent)
@@ -147,11 +189,11 @@ def _quantity_rows(asked: Asked) -> Iterator[Row]:
 
 
 def _count_rows(asked: Asked) -> Iterator[Row]:
-    account, desk = asked.account, asked.account.desk
+    account, desk, new = asked.account, asked.account.desk, 0 if asked.amends else 1
     for scope, prefix in asked.scopes.items():
         day = desk.today(account, prefix)
         yield Row("MAX_OPEN_ORDERS", scope, "max_open_orders", len(desk.open_in(account, prefix)) + 1)
-        yield Row("DAILY_ORDERS", scope, "max_daily_orders", day.orders + 1)
+        yield Row("DAILY_ORDERS", scope, "max_daily_orders", day.orders + new)
         if prefix[:1] in {"a", "s"}:
             yield Row("OTR", scope, "max_order_to_trade", ceil_div(day.messages + 1, max(1, day.fills)))
 
@@ -163,7 +205,11 @@ def _price_rows(asked: Asked) -> Iterator[Row]:
     quote, touch = asked.quote, asked.quote.ask if asked.buys else asked.quote.bid
     price = touch if asked.ticks is None else asked.ticks
     away = ceil_div(abs(2 * price - quote.mid2) * PPM, quote.mid2)
-    yield Row("PRICE_COLLAR", asked.of_product, "collar_ppm", away)
+    if asked.stop is not None:
+        # Where the market is now says nothing of an order that waits for another one.
+        away = ceil_div(abs(price - asked.stop) * PPM, asked.stop)
+    if asked.order.type is not OrderType.BRACKET:
+        yield Row("PRICE_COLLAR", asked.of_product, "collar_ppm", away)
     if quote.bid < quote.ask:
         spread = ceil_div(2 * (quote.ask - quote.bid) * PPM, quote.mid2)
         yield Row("BAD_BOOK", asked.of_product, "max_spread_ppm", spread)
@@ -173,6 +219,8 @@ def _price_rows(asked: Asked) -> Iterator[Row]:
 
 def _taken_from(asked: Asked, quote: Quote) -> int | None:
     """Lots at the price the order takes, 0 if unknown; None for an order that takes none."""
+    if asked.stop is not None:
+        return None
     if asked.buys:
         return quote.ask_lots if asked.ticks is None or asked.ticks >= quote.ask else None
     return quote.bid_lots if asked.ticks is None or asked.ticks <= quote.bid else None
@@ -215,7 +263,11 @@ def _share(exposure: int, equity: int) -> int:
 
 def _state_rules(asked: Asked) -> Iterator[Rule]:
     account = asked.account
+    if not account.desk.armed():
+        yield Rule("NOT_ARMED", "global", account.desk.armed_until_ms, asked.us // 1000)
     for scope in ("global", "account", asked.of_strategy, asked.of_product):
+        if scope == asked.of_strategy and scope not in account.limits:
+            continue
         holder = account.desk if scope == "global" else account
         state, cause = holder.states[scope], holder.causes.get(scope, "")
         if LEVELS[state] >= 2:
@@ -234,6 +286,9 @@ def _market_rules(asked: Asked) -> Iterator[Rule]:
     else:
         if quote.bid >= quote.ask:
             yield Rule("BAD_BOOK", asked.of_product, quote.bid, quote.ask)
+        touch = quote.ask if asked.buys else quote.bid
+        if asked.stop is not None and asked.sign * (asked.stop - touch) <= 0:
+            yield Rule("STOP_PRICE", asked.of_product, asked.stop, touch)
         if now_ms < quote.volatile_until_ms and not asked.reduces(asked.of_product):
             yield Rule("VOLATILITY_HALT", asked.of_product)
         depth = account.record(asked.of_product).number("max_depth_ppm").hard
@@ -256,9 +311,13 @@ def _held_rules(asked: Asked) -> Iterator[Rule]:
 
 def _order_rules(asked: Asked) -> Iterator[Rule]:
     account, order = asked.account, asked.order
+    if order.end_ns is not None and order.end_ns // 1_000_000 <= asked.us // 1000 + END_AHEAD_MS:
+        yield Rule("EXPIRE_IN_PAST", "account", order.end_ns, asked.us // 1000)
     if account.record(asked.of_product).words["restricted"] == "yes":
         yield Rule("SYMBOL_NOT_ALLOWED", asked.of_product)
     versions = account.record(asked.of_strategy).words["versions"]
+    if asked.of_strategy not in account.limits:
+        yield Rule("STRATEGY_NOT_APPROVED", asked.of_strategy)
     if versions != "any" and order.strategy_version not in versions.split(","):
         yield Rule("STRATEGY_NOT_APPROVED", asked.of_strategy)
     if order.reduce_only and not asked.reduces("account"):
@@ -266,9 +325,9 @@ def _order_rules(asked: Asked) -> Iterator[Rule]:
     may_short = account.record(asked.of_strategy).words["short"] == "allowed"
     if not asked.buys and not may_short and not asked.reduces(asked.of_strategy):
         yield Rule("SHORT_NOT_ALLOWED", asked.of_strategy, *asked.room(asked.of_strategy))
-    if account.record("account").words["self_trade"] == "deny" and _meets_own(asked):
+    if account.record("account").words["self_trade"] == "deny" and asked.stop is None and _meets_own(asked):
         yield Rule("SELF_TRADE", "account")
-    counts = account.duplicate_window_ms(order.strategy) > 0
+    counts = account.duplicate_window_ms(order.strategy) > 0 and not asked.amends
     if counts and asked.us // 1000 < account.duplicates.get(content(order), 0):
         yield Rule("DUPLICATE_ORDER", asked.of_strategy)
 
@@ -299,7 +358,7 @@ def _repeats(asked: Asked, decision: Decision) -> None:
     """More orders in a window than a strategy may send without a human."""
     record = asked.account.record(asked.of_strategy)
     most = record.number("max_repeats").hard
-    if most != UNLIMITED:
+    if most != UNLIMITED and not asked.amends:
         decision.repeats = asked.account.window(f"s|{asked.strategy}|repeats", record.figure("repeat_window_ms"))
         if decision.repeats.count > most:
             decision.denials.add(Rule("REPEAT_EXECUTION", asked.of_strategy, decision.repeats.count, int(most)))

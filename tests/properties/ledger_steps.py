@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from strategies.model import OrderStatus, Side, TradingState
+from strategies.model import OrderStatus, OrderType, Side, TimeInForce, TradingState
 from tests.books import STRATEGIES, limit_records
 from tests.properties.ledger_model import SCALES, Held, Quote
-from tests.properties.ledger_pair import ACCOUNTS, ANN, BOB, BOOKS, SCOPES, VALUES, Chance, LedgerPair
-from tests.properties.ledger_rules import Asked, rows
+from tests.properties.ledger_pair import ACCOUNTS, ANN, BOB, BOOKS, FOUND, SCOPES, VALUES, Chance, LedgerPair
+from tests.properties.ledger_rules import Asked, Row, rows
 
 Step = Callable[[LedgerPair, Chance], None]
 ENDINGS: Final = [OrderStatus.CANCELLED, OrderStatus.REJECTED, OrderStatus.EXPIRED]
@@ -71,7 +71,7 @@ def reserve_what_should_pass(pair: LedgerPair, chance: Chance) -> None:
     name = chance.pick(NAMES)
     asked, by = pair.order(chance, name)
     if asked.limit_price is None or asked.side is Side.SELL:
-        asked = replace(asked, quantity=asked.quantity / pair.units(asked)[0])
+        asked = replace(asked, quantity=asked.quantity / pair.units(asked).lots)
     pair.reserve(name, replace(asked, reduce_only=False, strategy_version="v1"), by)
 
 
@@ -83,6 +83,31 @@ def reserve_at_a_limit(pair: LedgerPair, chance: Chance) -> None:
     asked, by = pair.order(chance, name)
     pair.look_at_the_clock()
     compared = rows(Asked(account, asked, *pair.units(asked), by))
+    _at_a_limit(pair, chance, name, compared, lambda: {rule[:2] for rule in pair.reserve(name, asked, by).denials})
+
+
+def amend_at_a_limit(pair: LedgerPair, chance: Chance) -> None:
+    """The same for an order that is to be another one: what it holds so far makes room."""
+    pair.resume_all()
+    name, order_id = _amendable(pair, chance)
+    if order_id is None:
+        return
+    account, held = pair.accounts[name], pair.accounts[name].orders[order_id]
+    lots, ticks = held.filled + chance.between(1, 30), chance.pick([10_003, 9_957, 10_507, 9_503])
+    lots += (lots, ticks) == (held.lots, held.ticks)
+    wanted = pair.wanted(name, order_id, lots, ticks)
+    pair.look_at_the_clock()
+    with account.without(held):
+        compared = rows(Asked(account, wanted, *pair.units(wanted), held.by, held))
+    _at_a_limit(pair, chance, name, compared, lambda: pair.amend(name, order_id, lots, ticks))
+
+
+def _at_a_limit(
+    pair: LedgerPair, chance: Chance, name: str, compared: list[Row], ask: Callable[[], set[tuple[str, str]]]
+) -> None:
+    """Set the limit of one of the figures compared, ask, and set it back."""
+    account = pair.accounts[name]
+    compared = [row for row in compared if row.scope != f"strategy|{FOUND}"]
     # First the rule, then where: a rule of one scope is as likely as one that every scope has.
     code = chance.pick(sorted({row.code for row in compared}))
     row = chance.pick([row for row in compared if row.code == code])
@@ -99,8 +124,7 @@ def reserve_at_a_limit(pair: LedgerPair, chance: Chance) -> None:
     holder = None if scope == "global" else name
     before = pair.holder(holder).limits[scope]
     pair.limit(holder, {f"{scope}|{row.name}": text[kind]})
-    decision = pair.reserve(name, asked, by)
-    broken = {(denial.code, denial.scope) for denial in decision.denials}
+    broken = ask()
     # A price that has become too old meanwhile is compared with nothing.
     if kind == "over it" and row.value > 0 and not any(code == "STALE_REFERENCE" for code, _ in broken):
         assert (row.code, row.scope) in broken, f"{row} passed one unit over\n{pair.told()}"
@@ -162,6 +186,83 @@ def touch_what_was_denied(pair: LedgerPair, chance: Chance) -> None:
         assert pair.fill(name, order_id, "t-denied", 1, 10_000, 1) == ("NOT_FOUND", "")
         pair.release(name, order_id, OrderStatus.CANCELLED)
         pair.cancel(name, order_id)
+        pair.amend(name, order_id, 3, 9_957)
+        pair.settle_amend(name, order_id, chance.pick([True, False]))
+
+
+# -- amendments --------------------------------------------------------------------------------------------------------
+
+
+def amend(pair: LedgerPair, chance: Chance) -> None:
+    """Another size and price for an order: more or less, one that is filled already, or the same; of any kind."""
+    name, order_id = chance.pick([_amendable, _amendable, _known])(pair, chance)
+    if order_id:
+        _amend(pair, chance, name, order_id)
+
+
+def amend_twice(pair: LedgerPair, chance: Chance) -> None:
+    """An amendment while another one is on its way, perhaps the same."""
+    name, order_id = _amendable(pair, chance)
+    if order_id:
+        _amend(pair, chance, name, order_id)
+        _amend(pair, chance, name, order_id)
+        to = pair.accounts[name].orders[order_id].amend
+        if to is not None:
+            pair.amend(name, order_id, to.lots, to.ticks)
+
+
+def settle_amend(pair: LedgerPair, chance: Chance) -> None:
+    """The venue answers an amendment, perhaps one it has answered, or that was never asked for."""
+    name, order_id = _any_order(pair, chance, lambda held: held.open and held.amend is not None)
+    if not order_id:
+        name, order_id = _amendable(pair, chance)
+        if order_id:
+            _amend(pair, chance, name, order_id)
+            pair.compare()
+    if chance.pick([False, False, False, True]):
+        name, order_id = _known(pair, chance)
+    if order_id:
+        for amended in chance.pick([[True], [False], [True], [False], [True, False]]):
+            pair.settle_amend(name, order_id, amended)
+
+
+def fill_what_is_amended(pair: LedgerPair, chance: Chance) -> None:
+    """Fills come between the question and its answer: up to the smaller size, or between the two, or all of it."""
+    name, order_id = _amendable(pair, chance)
+    if order_id is None:
+        return
+    held = pair.accounts[name].orders[order_id]
+    _amend(pair, chance, name, order_id)
+    pair.compare()
+    for _ in range(chance.between(1, 2)):
+        sizes = [held.lots, held.amend.lots if held.amend else held.lots]
+        most = chance.pick([min(sizes), max(sizes) - 1, min(sizes) - 1, max(sizes)]) - held.filled
+        if held.open and most > 0:
+            _fill(pair, chance, name, order_id, most)
+            pair.compare()
+    if chance.pick([False, False, True]):
+        pair.release(name, order_id, chance.pick(ENDINGS))
+    pair.settle_amend(name, order_id, chance.pick([True, False]))
+    pair.compare()
+    if chance.pick([True, False]):
+        _fill(pair, chance, name, order_id, held.left or 1)
+
+
+def exit_that_is_amended(pair: LedgerPair, chance: Chance) -> None:
+    """A sell that ends with its amendment, at what was filled meanwhile; then the venue tells of another fill."""
+    name, product = chance.pick(NAMES), chance.pick(list(SCALES))
+    strategy = chance.pick(list(STRATEGIES))
+    for side, lots in ((Side.BUY, 6), (Side.SELL, 2)):
+        asked = pair.asked(name, side, 6, 10_003, product, strategy)
+        if pair.reserve(name, asked).denials:
+            return
+        pair.send(name, asked.client_order_id)
+        _fill(pair, chance, name, asked.client_order_id, lots)
+    pair.amend(name, asked.client_order_id, chance.pick([3, 4, 9]), 10_003)
+    _fill(pair, chance, name, asked.client_order_id, 2)
+    pair.settle_amend(name, asked.client_order_id, chance.pick([True, False]))
+    pair.compare()
+    _fill(pair, chance, name, asked.client_order_id, 1)
 
 
 # -- execution ---------------------------------------------------------------------------------------------------------
@@ -287,6 +388,43 @@ def exit_that_ends_late(pair: LedgerPair, chance: Chance) -> None:
     _fill(pair, chance, name, asked.client_order_id, 2)
 
 
+def adopt(pair: LedgerPair, chance: Chance) -> None:
+    """An order is found at the venue: one nobody knows, or that was denied here; then the same one again."""
+    name = chance.pick(NAMES)
+    found, _ = pair.order(chance, name)
+    found = replace(found, strategy=chance.pick([FOUND, FOUND, "manual"]), strategy_version="", reduce_only=False)
+    _, denied = _any_order(pair, chance, lambda held: held.status == "DENIED" and held.order.account == name)
+    if denied and denied in pair.accounts[name].orders and chance.pick([True, False]):
+        found = replace(found, client_order_id=denied)
+    pair.adopt(name, found)
+    if chance.pick([False, True]):
+        pair.adopt(name, found)
+    if chance.pick([False, True]):
+        _fill(pair, chance, name, found.client_order_id, pair.units(found).lots)
+
+
+def adopt_what_is_known(pair: LedgerPair, chance: Chance) -> None:
+    """The venue has an order the ledger has too: nothing is new, also where that one has ended."""
+    name, order_id = _any_order(pair, chance, lambda held: held.status != "DENIED")
+    if order_id:
+        assert not pair.adopt(name, pair.accounts[name].orders[order_id].order)
+
+
+def trade_with_triggers(pair: LedgerPair, chance: Chance) -> None:
+    """Stops and brackets at the touch and one tick beside it, and at a limit up to the collar from the trigger."""
+    pair.resume_all()
+    name, product = chance.pick(NAMES), chance.pick(list(SCALES))
+    quote, units = pair.accounts[name].quotes[product], pair.of(product)
+    for _ in range(chance.between(1, 3)):
+        side = chance.pick(list(Side))
+        touch = quote.ask if side is Side.BUY else quote.bid
+        stop = max(touch + chance.pick([1, 0, -1, 7, -7, 300, -300]), 1)
+        limit = max(stop + chance.pick([0, 1, -1, 50, -450, 450]), 1)
+        asked = pair.asked(name, side, chance.between(1, 9), limit, product)
+        kind = chance.pick([OrderType.STOP_LIMIT, OrderType.BRACKET])
+        pair.reserve(name, replace(asked, type=kind, stop_price=units.price(stop)))
+
+
 def finish_outbox(pair: LedgerPair, chance: Chance) -> None:
     """Execution is done with what it was given."""
     pair.finish_outbox(chance.pick(NAMES))
@@ -300,6 +438,16 @@ def take_over(pair: LedgerPair, chance: Chance) -> None:
 def venue_errors(pair: LedgerPair, chance: Chance) -> None:
     """The venue fails."""
     pair.venue_errors(chance.pick(NAMES), chance.pick([1, 0, 2, 5]))
+
+
+def recon_break(pair: LedgerPair, chance: Chance) -> None:
+    """Books and venue differ: all stands still until two people resume it, which nothing holds them from."""
+    name = chance.pick(NAMES)
+    for _ in range(chance.pick([1, 2])):
+        pair.recon_break(name)
+    pair.emptied(name, chance.pick(SCOPES))
+    if chance.pick([True, False]):
+        pair.resume_all()
 
 
 def watch(pair: LedgerPair, chance: Chance) -> None:
@@ -338,6 +486,52 @@ def spoil_the_book(pair: LedgerPair, chance: Chance) -> None:
     pair.met("latched INVARIANT")
     pair.spoil_the_book(name, -1)
     pair.approve(name, proposal_id, BOB)
+
+
+def adjust(pair: LedgerPair, chance: Chance) -> None:
+    """Cash and positions come or go without an order: two people say so, at once or later; some are turned round."""
+    name, person = chance.pick(NAMES), chance.pick([ANN, BOB])
+    cash = chance.pick([0, 777_777, -777_777, chance.between(-2_000_000, 2_000_000)])
+    positions = {}
+    for product in chance.pick([[], ["BTC-USD"], ["XRP-USD"], ["BTC-USD", "XRP-USD"]]):
+        held = pair.accounts[name].products[product].lots
+        lots = chance.pick([chance.between(1, 30), chance.between(-9, -1), 7 - held, -held - 3, -held or 5])
+        if lots:
+            positions[product] = (lots, lots * chance.pick([0, 99_999, 1_001]))
+    proposal_id = pair.propose_adjust(name, cash, positions, person)
+    if chance.pick([True, True, True, False]):
+        pair.approve(name, proposal_id, person)
+        pair.approve(name, proposal_id, BOB if person == ANN else ANN)
+
+
+def adjust_a_short(pair: LedgerPair, chance: Chance) -> None:
+    """Of a position that is owed a part comes back, with a part of its cost that is no whole number."""
+    name, product = chance.pick(NAMES), chance.pick(list(SCALES))
+    lots = -pair.accounts[name].products[product].lots
+    for moved, cost in ((lots, 0), (-7, -chance.between(100, 99_999)), (chance.between(1, 6), 5), (lots and 9, 1_001)):
+        if moved:
+            proposal_id = pair.propose_adjust(name, 0, {product: (moved, cost)}, ANN)
+            pair.approve(name, proposal_id, BOB)
+            pair.compare()
+
+
+def environment(pair: LedgerPair, chance: Chance) -> None:
+    """Somebody says what the books are of: once for all."""
+    for _ in range(chance.pick([1, 2])):
+        pair.bind_environment(chance.pick(["live", "live", "paper", "sandbox"]))
+    if chance.pick([True, False]):
+        reserve(pair, chance)
+
+
+def arm(pair: LedgerPair, chance: Chance) -> None:
+    """Real orders may pass for an hour or for a moment, or not any more; orders come, and what was accepted goes."""
+    if chance.pick([True, True, False]):
+        pair.arm(chance.pick([3_600_000, 20]))
+    else:
+        pair.disarm()
+    reserve(pair, chance)
+    amend(pair, chance)
+    cancel(pair, chance)
 
 
 def resume_all(pair: LedgerPair, _: Chance) -> None:
@@ -433,6 +627,15 @@ STEPS: Final[dict[Step, int]] = {
     reserve_what_should_pass: 4,
     reserve_at_a_limit: 6,
     lose_to_a_limit: 2,
+    amend_at_a_limit: 2,
+    amend: 3,
+    amend_twice: 1,
+    settle_amend: 2,
+    fill_what_is_amended: 3,
+    exit_that_is_amended: 2,
+    trade_with_triggers: 2,
+    adopt: 2,
+    adopt_what_is_known: 1,
     check: 2,
     ask_again: 1,
     touch_what_was_denied: 1,
@@ -452,6 +655,11 @@ STEPS: Final[dict[Step, int]] = {
     finish_outbox: 1,
     take_over: 1,
     venue_errors: 2,
+    recon_break: 1,
+    adjust: 2,
+    adjust_a_short: 1,
+    environment: 1,
+    arm: 1,
     watch: 1,
     quote: 5,
     tighten: 2,
@@ -473,6 +681,37 @@ def _known(pair: LedgerPair, chance: Chance) -> tuple[str, str | None]:
     """An order that was accepted; often one that is still open."""
     only_open = chance.pick([True, True, False])
     return _any_order(pair, chance, lambda held: held.lots > 0 and (held.open or not only_open))
+
+
+def _amendable(pair: LedgerPair, chance: Chance) -> tuple[str, str | None]:
+    """An order the venue may be asked to amend, brought there where it is not yet."""
+    name, order_id = _any_order(
+        pair,
+        chance,
+        lambda held: (
+            held.open
+            and (held.order.type, held.order.time_in_force) == (OrderType.LIMIT, TimeInForce.GTC)
+            and not held.cancel_asked
+            and held.amend is None
+        ),
+    )
+    if order_id is None:
+        pair.resume_all()
+        side, ticks = chance.pick([(Side.BUY, 9_957), (Side.SELL, 10_051), (Side.BUY, 10_003)])
+        asked = pair.asked(name, side, chance.between(1, 9), ticks, chance.pick(list(SCALES)))
+        order_id = None if pair.reserve(name, asked).denials else asked.client_order_id
+    if order_id and pair.accounts[name].orders[order_id].status in {"RESERVED", "SENT", "UNKNOWN"}:
+        pair.send(name, order_id)
+        pair.acknowledge(name, order_id, OrderStatus.OPEN)
+    return name, order_id
+
+
+def _amend(pair: LedgerPair, chance: Chance, name: str, order_id: str) -> None:
+    held = pair.accounts[name].orders[order_id]
+    least = max(held.filled, 1)
+    lots = chance.pick([held.lots, least, least + 1, held.lots + 1, chance.between(1, 40), held.lots * 2])
+    ticks = chance.pick([held.ticks or 10_003, 10_003, 9_957, 9_503, 10_507, 10_051])
+    pair.amend(name, order_id, lots, ticks)
 
 
 def _any_order(pair: LedgerPair, chance: Chance, wanted: Callable[[Held], bool]) -> tuple[str, str | None]:

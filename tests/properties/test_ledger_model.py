@@ -34,7 +34,10 @@ MET_BY_A_WALK: Final = {
     "check", "crash", "fill APPLIED PARTIALLY_FILLED", "fill APPLIED FILLED", "fill DUPLICATE FILLED",
     "cancel CANCELLED", "cancel REQUESTED", "cancel ALREADY", "release True", "release False", "limits lowered",
     "limits raised", "tightened HALTED", "approve APPLIED", "approve DONE", "approve NOT_FOUND",
-    "approve STILL_BREACHED", "latched OVERFILL",
+    "approve STILL_BREACHED", "latched OVERFILL", "amend ACCEPTED", "amend REPEATED", "amend AMEND_PENDING",
+    "amend AMEND_NOT_OPEN", "amend AMEND_TYPE", "amended OPEN", "amended PARTIALLY_FILLED", "amended FILLED",
+    "amendment refused OPEN", "amendment refused PARTIALLY_FILLED", "amendment refused FILLED", "adopted True",
+    "adopted False", "adjusted", "break True", "environment True", "NOT_ARMED", "STOP_PRICE", "EXPIRE_IN_PAST",
 }  # fmt: skip
 MET_BY_A_LONG_WALK: Final = MET_BY_A_WALK | {
     "SELF_TRADE", "MARKET_CLOSED", "latched BAD_BOOK", "BAD_BOOK", "CONCENTRATION", "TRADING_HALTED",
@@ -46,7 +49,9 @@ MET_BY_A_LONG_WALK: Final = MET_BY_A_WALK | {
     "tightened CANCEL_ALL", "approve CHANGED", "approve EXPIRED", "approve SAME_PERSON", "latched COOLDOWN",
     "latched DAILY_LOSS", "latched DRAWDOWN", "latched REJECT_STORM", "latched REPEAT_EXECUTION",
     "latched STALE_REFERENCE", "latched VENUE_UNHEALTHY", "DAILY_LOSS reached", "DAILY_LOSS not yet",
-    "DAILY_LOSS soft level reached", "latched INVARIANT",
+    "DAILY_LOSS soft level reached", "latched INVARIANT", "amend AMEND_BELOW_FILLED", "amend NOT_ARMED",
+    "amend INSUFFICIENT_FUNDS", "amend RATE_LIMIT", "amend MSG_RATE", "amend TRADING_HALTED", "amend SELF_TRADE",
+    "break False", "environment False", "amended CANCELLED without", "latched RECON_BREAK",
 }  # fmt: skip
 
 
