@@ -75,8 +75,8 @@ class OrderType(StrEnum):
     """What an order asks for.
 
     STOP_LIMIT rests unseen until the market reaches ``stop_price`` (a purchase from below, a sale from above), then is
-    a LIMIT order. BRACKET leaves a position: at ``limit_price`` with a profit or, once ``stop_price`` is reached, with a
-    limit 5 % beyond it (Coinbase's rule for trigger brackets).
+    a LIMIT order. BRACKET leaves a position: at ``limit_price`` with a profit or, once ``stop_price`` is reached, with
+    a limit 5 % beyond it (Coinbase's rule for trigger brackets).
     """
 
     MARKET = "MARKET"

@@ -120,7 +120,8 @@ async def test_every_figure_is_exact_to_the_last_micro(desk: ApiDesk, bid_ask: t
     bought = {"a": ("0.00000003", "100000.33"), "b": ("0.12345679", "99999.99"), "c": ("0.00000001", "98765.43")}
     for name, (quantity, price) in bought.items():
         await desk.fill(await desk.order(name, quantity, price), quantity, price, fee="0.000001")
-    await desk.ledger.set_references("main", [Reference(BTC, *map(Decimal, bid_ask))])
+    bid, ask = map(Decimal, bid_ask)
+    await desk.ledger.set_references("main", [Reference(BTC, bid, ask)])
     pnl, exposures = await body(desk, "/v1/accounts/main/pnl"), await body(desk, "/v1/accounts/main/exposures")
     lots = sum(Decimal(quantity) for quantity, _ in bought.values())
     micro = Decimal("0.000001")
