@@ -183,7 +183,9 @@ class LuaServer:
         if reply is None:
             return False
         if kind is list:
-            if any(type(one) is not str for one in reply):
+            if reply and type(reply[0]) is list:
+                return self._table([self._to_lua(one) for one in reply])
+            if None in reply or (len(reply) == 2 and type(reply[1]) is list):
                 return self._table([self._to_lua(one) for one in reply])
             return self._table(reply)
         return self._table({"ok": str(reply)})

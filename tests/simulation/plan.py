@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
+from tests.simulation.sim_stream import StreamFaults
 from tests.simulation.sim_venue import VenueFaults
 from tests.simulation.sim_wire import WireFaults
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run. A rate is how often a second; 0 means that it does not happen in this run."""
+    """One run. A rate is how often a second; 0 means that it does not happen in this run.
+
+    ``fuse_calls``: each life of execution ends in one of its first so many calls that move an order on, when it is
+    carried out and not yet answered.
+    """
 
     seed: int
     begins_s: float
@@ -22,6 +28,7 @@ class Plan:
     client_wire: WireFaults
     venue: VenueFaults
     crashes: float
+    fuse_calls: int
     doubles: float
     server_restarts: float
     venue_restarts: float
@@ -33,9 +40,24 @@ class Plan:
     halts: float
     cancel_delay_ms: int
     restart_at_end: bool
-    amends: float = 0.0
-    strangers: float = 0.0
-    stream: bool = False
+    amends: float
+    strangers: float
+    kinds: float
+    stream: StreamFaults | None
+    ledger_behind_ms: int = 0
+
+
+_RATES: Final = (
+    *("crashes", "doubles", "server_restarts", "venue_restarts", "clock_jumps", "price_moves", "forced_fills"),
+    *("repeated_fills", "user_cancels", "halts", "strangers"),
+)
+
+
+def calm_plan(seed: int, **changed: Any) -> Plan:
+    """A run in which nothing goes wrong but what is named."""
+    plan = replace(plan_of(seed), **dict.fromkeys(_RATES, 0.0))  # type: ignore[arg-type]
+    none = {"wire": WireFaults(), "client_wire": WireFaults(), "venue": VenueFaults(), "stream": None, "fuse_calls": 0}
+    return replace(plan, **none | changed)  # type: ignore[arg-type]
 
 
 def plan_of(seed: int) -> Plan:
@@ -47,46 +69,55 @@ def plan_of(seed: int) -> Plan:
 
     quiet = source.random() < 0.05
     wire = WireFaults(
-        lost=sometimes(0.3, 0.03),
-        answer_lost=sometimes(0.3, 0.03),
+        lost=sometimes(0.3, 0.004),
+        answer_lost=sometimes(0.3, 0.004),
         reset=sometimes(0.3, 0.05),
-        slow=sometimes(0.4, 0.1),
-        slow_s=source.choice([0.1, 1.0, 3.0]),
+        slow=sometimes(0.4, 0.05),
+        slow_s=source.choice([0.1, 0.5, 2.0]),
     )
     venue = VenueFaults(
         refused=sometimes(0.3, 0.2),
-        lost=sometimes(0.4, 0.1),
+        lost=sometimes(0.5, 0.2),
         act_and_drop=sometimes(0.5, 0.3),
-        late=sometimes(0.4, 0.15),
+        late=sometimes(0.5, 0.2),
         late_s=source.choice([1.0, 4.0, 11.0]),
         throttled=sometimes(0.3, 0.2),
         unauthorised=sometimes(0.1, 0.1),
         failing=sometimes(0.3, 0.2),
-        garbage=sometimes(0.3, 0.1),
+        garbage=sometimes(0.4, 0.1),
         lists_lag_s=source.choice([0.0, 0.0, 0.3, 2.0]),
         repeats=sometimes(0.3, 0.5),
     )
+    calm = WireFaults()
     return Plan(
         seed=seed,
         begins_s=source.uniform(0, 40_000),
-        lasts_s=source.uniform(10, 30),
-        orders=source.randint(6, 18),
+        lasts_s=source.uniform(8, 22),
+        orders=source.randint(8, 24),
         cancels=source.choice([0.0, 0.3, 0.7]),
-        wire=WireFaults() if quiet else wire,
-        client_wire=WireFaults() if quiet else WireFaults(
+        wire=calm if quiet else wire,
+        client_wire=calm if quiet else WireFaults(
             lost=sometimes(0.3, 0.1), answer_lost=sometimes(0.5, 0.2), reset=sometimes(0.3, 0.1), slow=wire.slow
         ),
         venue=VenueFaults() if quiet else venue,
-        crashes=0.0 if quiet else sometimes(0.6, 0.3),
-        doubles=0.0 if quiet else sometimes(0.25, 0.1),
-        server_restarts=0.0 if quiet else sometimes(0.25, 0.1),
-        venue_restarts=0.0 if quiet else sometimes(0.15, 0.1),
-        clock_jumps=0.0 if quiet else sometimes(0.2, 0.1),
+        crashes=0.0 if quiet else sometimes(0.3, 0.3),
+        fuse_calls=source.choice([3, 10, 40]) if not quiet and source.random() < 0.6 else 0,
+        doubles=0.0 if quiet else sometimes(0.2, 0.1),
+        server_restarts=0.0 if quiet else sometimes(0.2, 0.15),
+        venue_restarts=0.0 if quiet else sometimes(0.15, 0.15),
+        clock_jumps=0.0 if quiet else sometimes(0.2, 0.15),
         price_moves=sometimes(0.7, 0.6),
-        forced_fills=sometimes(0.7, 1.0),
-        repeated_fills=0.0 if quiet else sometimes(0.3, 0.3),
-        user_cancels=sometimes(0.4, 0.3),
-        halts=sometimes(0.2, 0.1),
+        forced_fills=sometimes(0.7, 2.0),
+        repeated_fills=0.0 if quiet else sometimes(0.3, 0.5),
+        user_cancels=sometimes(0.4, 1.0),
+        halts=sometimes(0.35, 0.4),
         cancel_delay_ms=source.choice([0, 0, 300, 2_000]),
         restart_at_end=source.random() < 0.5,
+        amends=source.choice([0.0, 0.3, 0.6]),
+        strangers=sometimes(0.15, 0.3),
+        kinds=source.choice([0.0, 0.3, 0.6]),
+        stream=None if source.random() < 0.3 else StreamFaults() if quiet else StreamFaults(
+            lost=sometimes(0.4, 0.1), repeated=sometimes(0.3, 0.1), late=sometimes(0.3, 0.2),
+            closed=sometimes(0.4, 0.2), silent=sometimes(0.3, 0.1), refused=sometimes(0.2, 0.5),
+        ),
     )  # fmt: skip

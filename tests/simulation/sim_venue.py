@@ -37,6 +37,10 @@ from tests.simulation.virtual_loop import VirtualLoop, wait_for
 HOST: Final = "simulated.invalid:1"
 ORDERS_PATH: Final = "/api/v3/brokerage/orders"
 DEPOSITS: Final = {"USD": Decimal(400_000), "BTC": Decimal(2), "ETH": Decimal(20)}
+# A request that arrives later than this was given up by whoever sent it (``execution.SETTLED_S``).
+LATE_S: Final = 5.5
+_TROUBLE_OF_WRITES: Final = 2.0
+_TROUBLE_OF_READS: Final = 0.25
 _DAY_S: Final = 86_400
 _LISTS: Final = {
     f"{ORDERS_PATH}/historical/batch": ("orders", "created_time"),
@@ -46,7 +50,8 @@ _LISTS: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class VenueFaults:
-    """Shares of requests that meet each fault, and how far the venue's lists lag behind it, in seconds."""
+    """Shares of requests that meet each fault (of writes many more than of reads), and how far the venue's lists lag
+    behind it, in seconds."""
 
     refused: float = 0.0
     lost: float = 0.0
@@ -106,6 +111,8 @@ class SimVenueServer:
         self.offset_ns = 0
         self.delivered: Counter[str] = Counter()
         self.failures: list[str] = []
+        self.sockets: dict[Any, None] = {}
+        self.late: set[str] = set()
         self.rules = Rules()
         self.exchange = self._exchange(MemoryJournal())
         self.face = self._face()
@@ -116,6 +123,8 @@ class SimVenueServer:
 
     def restart(self) -> None:
         """A new process on the same journal."""
+        for socket in list(self.sockets):
+            socket._close()
         self.exchange = self._exchange(MemoryJournal(self._journal.events))
         self.face = self._face()
         self.note("venue restarts")
@@ -133,7 +142,13 @@ class SimVenueServer:
 
     def _exchange(self, journal: MemoryJournal) -> Exchange:
         self._journal = journal
-        return Exchange(history(), journal, DEPOSITS, Fees(), self.now_ns(), self.rules)  # type: ignore[arg-type]
+        made = Exchange(history(), journal, DEPOSITS, Fees(), self.now_ns(), self.rules)  # type: ignore[arg-type]
+        made.listen(self._heard)
+        return made
+
+    def _heard(self, event: dict[str, Any]) -> None:
+        for socket in list(self.sockets):
+            socket.heard(event.get("order_id", ""))
 
     def _face(self) -> Face:
         return _Face(self.exchange, None, self.now_ns() // NS_PER_S - 30 * _DAY_S, self.now_ns)  # type: ignore[arg-type]
@@ -145,6 +160,7 @@ class Network:
     def __init__(self, name: str, server: SimVenueServer, source: random.Random) -> None:
         self.name = name
         self.faults = VenueFaults()
+        self.called: Callable[[bool], None] = lambda _: None
         self._server = server
         self._loop = server.loop
         self._random = source
@@ -165,7 +181,8 @@ class Network:
         faults, draw = self.faults, self._random.random
         fate = draw()
         for name in ("refused", "lost", "act_and_drop", "late", "throttled", "unauthorised", "failing", "garbage"):
-            share = getattr(faults, name)
+            # What changes something is one request in ten; it is what there must be trouble with.
+            share = getattr(faults, name) * (_TROUBLE_OF_WRITES if method == "POST" else _TROUBLE_OF_READS)
             if fate < share:
                 break
             fate -= share
@@ -174,6 +191,8 @@ class Network:
         if name:
             self._server.note("fault", self.name, name, method, path)
         delay_s = self._latency_s() + (draw() * faults.late_s if name == "late" else 0.0)
+        if delay_s > LATE_S and path == ORDERS_PATH:
+            self._server.late.add(json.loads(body)["client_order_id"])
         if name == "refused":
             reason = urllib3.exceptions.NewConnectionError(None, "refused")  # type: ignore[arg-type]
             error = requests.exceptions.ConnectionError(urllib3.exceptions.MaxRetryError(None, "", reason))  # type: ignore[arg-type]
@@ -194,6 +213,7 @@ class Network:
         acts = fault not in {"throttled", "unauthorised"} and (fault != "failing" or self._random.random() < 0.5)
         status, content = self._server.act(method, path, query, body) if acts else (0, b"")
         self._server.note("venue", self.name, method, path, query, body, "->", fault, status, content)
+        self.called(method == "POST")
         if fault == "act_and_drop":
             gone = urllib3.exceptions.ProtocolError("Connection aborted.")
             self._later(_fail, answer, requests.exceptions.ConnectionError(gone))
@@ -252,6 +272,10 @@ class SimVenue(Venue):
     def __init__(self, network: Network, timeout_s: float) -> None:
         super().__init__(_endpoint(timeout_s), _NoBudget())
         self.network = network
+
+    def stream_token(self) -> str:
+        """Nobody reads it."""
+        return ""
 
     def _new_client(self, private: bool) -> Any:
         return _Client(self.network, self.endpoint, private)

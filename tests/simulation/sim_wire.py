@@ -20,6 +20,19 @@ from tests.simulation.store import Reply, ReplyError, Simple
 from tests.simulation.virtual_loop import VirtualLoop
 
 TIMEOUT_S: Final = 1.5
+OF_ORDERS: Final = frozenset(
+    {
+        "tt_mark_sent",
+        "tt_ack",
+        "tt_fill",
+        "tt_release",
+        "tt_finish_outbox",
+        "tt_amended",
+        "tt_amend_refused",
+        "tt_adopt",
+    }
+)
+"""The calls by which execution moves an order on."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +54,21 @@ class _Blocked:
 
 
 class SimServer:
-    """The server process: it answers calls one at a time. ``clock_us`` is its own clock."""
+    """The server process: it answers calls one at a time. ``offset_us`` is how far its clock is ahead; ``admitted``
+    whether anybody has been admitted since it started."""
 
     def __init__(self, loop: VirtualLoop, note: Callable[..., None]) -> None:
         self.loop = loop
         self.note = note
         self.offset_us = 0
         self.up = True
+        self.admitted = False
         self.lua = LuaServer(lambda: loop.now_us() + self.offset_us)
         self._blocked: list[_Blocked] = []
 
     def stop(self) -> None:
         """Away from now on; who waits for an answer gets none."""
-        self.up = False
+        self.up = self.admitted = False
         blocked, self._blocked = self._blocked, []
         for one in blocked:
             _fail(one.answer, redis.exceptions.ConnectionError("Connection closed by server."))
@@ -73,6 +88,8 @@ class SimServer:
             self.note("ledger", wire.name, *command, "->", f"error {error}")
             raise
         self.note("ledger", wire.name, *command, "->", reply)
+        if command[0] == "FCALL" and command[1] == "tt_admit":
+            self.admitted = self.admitted or reply[0] == "OK"
         if self._blocked:
             self._serve_blocked()
         return reply
@@ -107,6 +124,7 @@ class SimWire:
         self.name = name
         self.faults = WireFaults()
         self.dead = False
+        self.called: Callable[[bool], None] = lambda _: None
         self._server = server
         self._loop = server.loop
         self._random = source
@@ -168,6 +186,7 @@ class SimWire:
             reply: Any = self._server.handle(self, command)
         except ReplyError as error:
             reply = error
+        self.called(command[0] == "FCALL" and command[1] in OF_ORDERS)
         if reset and command[0] != "XREADGROUP":
             # The real wire sends a pipeline again, once, when its connection was closed under it.
             self._arrive(command, answer, wait_s, deaf, reset=False)

@@ -8,14 +8,13 @@ import asyncio
 import contextvars
 import datetime as dt
 import hashlib
-import inspect
 import logging
 import random
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -26,8 +25,9 @@ import yaml
 from cluster.anchors import Anchors
 from cluster.exchange_history import MARKETS
 from cluster.exchange_orders import Rules
-from cluster.exchange_ticket import Refusal
-from cluster.ledger import Ledger, LedgerUnavailable, StaleEpoch, library_source
+from cluster.exchange_ticket import Refusal, read_ticket
+from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, StaleEpoch, library_source
+from cluster.venue_shapes import order_configuration
 from conf.limits import LimitsFile
 from conf.settings import CONF_DIR, ExecutionSettings, read_mapping
 from conf.trading_hours import calendar
@@ -35,6 +35,7 @@ from serve_apps import execution
 from strategies.model import Order, OrderType, Product, Side, TimeInForce, TradingState
 from tests.simulation.invariants import checkpoint, final
 from tests.simulation.plan import Plan, plan_of
+from tests.simulation.sim_stream import SimStream, StreamFaults
 from tests.simulation.sim_venue import Network, SimVenue, SimVenueServer, VenueFaults
 from tests.simulation.sim_wire import SimServer, SimWire, WireFaults
 from tests.simulation.virtual_loop import BASE_S, VirtualLoop, Workers, determined
@@ -43,10 +44,11 @@ ACCOUNT: Final = "main"
 KEY: Final = "test"
 PRODUCTS: Final = ("BTC-USD", "ETH-USD")
 VENUE_TIMEOUT_S: Final = 3.0
+START_S_MAX: Final = 20
 SETTLE_S_MAX: Final = 120.0
 CHECK_EVERY_S: Final = 1.0
 SETTINGS: Final = ExecutionSettings(
-    account=ACCOUNT, reference_interval_s=1.0, poll_interval_s=0.5, reconcile_interval_s=7.0, stream=False
+    account=ACCOUNT, reference_interval_s=2.0, poll_interval_s=1.0, reconcile_interval_s=7.0, stream=False
 )
 _current: contextvars.ContextVar[Process] = contextvars.ContextVar("process")
 
@@ -72,6 +74,7 @@ class Asked:
 
     order: Order
     answers: list[str] = field(default_factory=list)
+    amended: bool = False
 
     @property
     def accepted(self) -> bool:
@@ -93,6 +96,9 @@ class Process:
         self.workers = Workers(world.loop, lambda: self.random.random() * 0.002)
         self.ledger = Ledger(self.wire)  # type: ignore[arg-type]
         self._world = world
+        self.stream: SimStream | None = None
+        self.fuse = 0
+        self.fuse_of_all = False
         self._tasks: list[asyncio.Task[Any]] = []
 
     def run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -103,9 +109,18 @@ class Process:
         self._tasks.append(task)
         return task
 
+    def called(self, of_orders: bool) -> None:
+        """A call of this process has just been carried out; its answer is on the way."""
+        self.fuse -= of_orders or self.fuse_of_all
+        if self.fuse == 0 and self.alive and (of_orders or self.fuse_of_all):
+            self._world.loop.call_soon(self._world.burn, self)
+
     def calm(self) -> None:
         """No more faults on its ways."""
+        self.fuse = 0
         self.wire.faults, self.network.faults = WireFaults(), VenueFaults()
+        if self.stream is not None:
+            self.stream.faults = StreamFaults()
 
     def kill(self) -> None:
         """As SIGKILL: nothing of it runs any more, what it has sent still arrives."""
@@ -115,6 +130,8 @@ class Process:
         self.workers.kill()
         for task in self._tasks:
             task.cancel()
+        if self.stream is not None:
+            self.stream.kill()
 
 
 class World:
@@ -129,11 +146,13 @@ class World:
         self.crashes = 0
         self.violations: list[str] = []
         self.asked: dict[str, Asked] = {}
+        self.strangers: list[str] = []
         self.calm = False
         self._keep = keep
         self._digest = hashlib.sha256()
         self._folder = folder
         self.server = SimServer(self.loop, self.note)
+        self.server.offset_us = -plan.ledger_behind_ms * 1_000
         self.venue = SimVenueServer(self.loop, self.note)
         self.venue.rules = Rules(cancel_delay_ns=plan.cancel_delay_ms * 1_000_000)
         self.venue.exchange.rules = self.venue.rules
@@ -175,6 +194,10 @@ class World:
         """Disturbed for a while, then left alone until everything has settled, then looked at."""
         self.server.lua.run("FUNCTION", "LOAD", "REPLACE", library_source())
         self.begin_execution()
+        for _ in range(START_S_MAX):
+            await asyncio.sleep(1.0)
+            if self.server.admitted:
+                break
         plan, tasks = self.plan, []
         ends_s = self.loop.time() + plan.lasts_s
         for rate, act in self._disturbances():
@@ -211,6 +234,7 @@ class World:
             (plan.repeated_fills, self._repeat_fill),
             (plan.user_cancels, self._user_cancel),
             (plan.halts, self._halt),
+            (plan.strangers, self._stranger),
         ]
 
     async def _again(self, rate: float, act: Callable[[], Awaitable[None]]) -> None:
@@ -243,7 +267,10 @@ class World:
         while self.loop.time() < deadline_s:
             await self.client.run(self._cancel_everything())
             if self._settled():
-                return
+                # What nobody here has asked for is found by the next look at everything.
+                await asyncio.sleep(12.0 if self.strangers else 1.0)
+                if self._settled():
+                    return
             await asyncio.sleep(1.0)
         self.violated(f"not settled after {SETTLE_S_MAX:g} s: {self._unsettled()}")
 
@@ -257,9 +284,7 @@ class World:
     def _settled(self) -> bool:
         run = self.server.lua.run
         base = f"tt:{{desk}}:{ACCOUNT}"
-        empty = run("ZCARD", f"{base}:open") == 0 and run("XLEN", f"{base}:outbox") == 0
-        admitted: str = run("FCALL", "tt_snapshot", "1", base)[-1][-1]
-        return empty and admitted == "1"
+        return run("ZCARD", f"{base}:open") == 0 and run("XLEN", f"{base}:outbox") == 0 and self.server.admitted
 
     def _unsettled(self) -> str:
         run = self.server.lua.run
@@ -268,23 +293,34 @@ class World:
             f"{name} {run('HGET', f'{base}:order:{name}', 'status')}"
             for name in run("ZRANGE", f"{base}:open", "0", "-1")
         ]
-        admitted = run("FCALL", "tt_snapshot", "1", base)[-1][-1]
-        return f"open: {', '.join(found) or 'none'}; {run('XLEN', f'{base}:outbox')} in the outbox; admitted {admitted}"
+        queued, admitted = run("XLEN", f"{base}:outbox"), self.server.admitted
+        return f"open: {', '.join(found) or 'none'}; {queued} in the outbox; admitted: {admitted}"
 
     # -- execution -----------------------------------------------------------------------------------------------------
 
     def begin_execution(self) -> Process:
         """A new process of execution, supervised as in service."""
         process = Process(self, f"execution-{len(self.executions)}", self.plan.wire, self.plan.venue)
+        process.wire.called = process.network.called = process.called
+        if self.plan.fuse_calls and not self.calm:
+            process.fuse = self.random.randint(1, self.plan.fuse_calls)
+            process.fuse_of_all = self.random.random() < 0.15
         self.executions.append(process)
         anchors = Anchors(self._folder, b"a key of the simulation", clock=lambda: self.loop.now_us() * 1_000)
-        extra: dict[str, Any] = {}
-        if "ask" in inspect.signature(execution.Execution.__init__).parameters:
-            extra = {"ask": process.workers.ask, "clock": _Clock(self.loop)}
+        clock, ask = _Clock(self.loop), process.workers.ask
 
         def make() -> execution.Execution:
             venue = SimVenue(process.network, VENUE_TIMEOUT_S)
-            return execution.Execution(process.ledger, venue, limits(), SETTINGS, anchors, **extra)
+
+            def listen(product_ids: list[str]) -> SimStream:
+                faults = StreamFaults() if self.calm else self.plan.stream or StreamFaults()
+                process.stream = SimStream(venue, product_ids, self.venue, faults, process.random)
+                return process.stream
+
+            stream = None if self.plan.stream is None else listen
+            return execution.Execution(
+                process.ledger, venue, limits(), SETTINGS, anchors, ask=ask, clock=clock, stream=stream
+            )
 
         self.note("begin", process.name)
         process.run(execution.supervise(make)).add_done_callback(lambda task: self._execution_ended(process, task))
@@ -302,6 +338,13 @@ class World:
             self.loop.call_later(2.0, self._revive)
         else:
             self.violated(f"{process.name} ended: {_told(error)}")
+
+    def burn(self, process: Process) -> None:
+        """A process ends in the middle of a call."""
+        if process.alive and not self.calm:
+            self.crashes += 1
+            process.kill()
+            self.loop.call_later(self.random.random() ** 2 * 4.0, self._revive)
 
     def _revive(self) -> None:
         """A service whose only replica has ended is given another. The claim of one just killed may have come late."""
@@ -348,6 +391,7 @@ class World:
 
     async def _force_fill(self) -> None:
         """A stranger takes a resting order, or a part of it, at its price."""
+        self.venue.exchange.advance(self.venue.now_ns())
         resting = [order for order in self.venue.exchange.open_orders.values() if order.open_lots > 0]
         if not resting:
             return
@@ -374,6 +418,24 @@ class World:
             order = self.random.choice(opened)
             self.venue.exchange.cancel([order.order_id], self.venue.now_ns())
             self.note("cancelled at the venue", order.ticket.client_order_id)
+
+    async def _stranger(self) -> None:
+        """Somebody places an order at the venue itself, with the account's own key."""
+        name = f"s{self.plan.seed}-{len(self.strangers)}"
+        self.strangers.append(name)
+        order = self._order(name, self.random)
+        body = {
+            "client_order_id": name,
+            "product_id": order.product_id,
+            "side": order.side.value,
+            "order_configuration": order_configuration(order),
+        }
+        try:
+            self.venue.exchange.place(read_ticket(body, self.venue.now_ns()), self.venue.now_ns())
+        except Refusal as refusal:
+            self.note("no stranger", str(refusal))
+        else:
+            self.note("stranger", name)
 
     async def _halt(self) -> None:
         state = self.random.choice([TradingState.HALTED, TradingState.CANCEL_ALL, TradingState.REDUCING])
@@ -403,7 +465,10 @@ class World:
         while self.loop.time() < ends_s + 20:
             if await self._ask(asked, product) and source.random() < 0.9:
                 break
-            await asyncio.sleep(source.uniform(0.05, 1.0))
+            await asyncio.sleep(source.uniform(0.2, 1.5))
+        if asked.accepted and source.random() < self.plan.amends:
+            await asyncio.sleep(source.expovariate(0.5))
+            await self._amend(asked, source)
         if not asked.accepted or cancels_s is None:
             return
         await asyncio.sleep(cancels_s)
@@ -413,6 +478,25 @@ class World:
             except LedgerUnavailable:
                 await asyncio.sleep(source.uniform(0.05, 1.0))
             else:
+                return
+
+    async def _amend(self, asked: Asked, source: random.Random) -> None:
+        """Another quantity, or another price, or both."""
+        order, product = asked.order, MARKETS[asked.order.product_id].product
+        if order.limit_price is None:
+            return
+        lots = max(1, round(product.lots(order.quantity) * source.choice([0.5, 1.0, 1.5])))
+        ticks = round(product.ticks(order.limit_price) * (1 + source.choice([-0.001, 0.0, 0.001])))
+        wanted = replace(order, quantity=product.quantity(lots), limit_price=product.price(ticks))
+        for _ in range(5):
+            try:
+                verdict = await self.client.ledger.amend(wanted, product, KEY)
+            except (LedgerUnavailable, LedgerError) as error:
+                self.note("no amendment", order.client_order_id, str(error))
+                await asyncio.sleep(source.uniform(0.05, 1.0))
+            else:
+                asked.amended = asked.amended or (verdict is not None and verdict.accepted)
+                self.note("amendment", order.client_order_id, verdict and verdict.kind)
                 return
 
     async def _ask(self, asked: Asked, product: Product) -> bool:
@@ -440,6 +524,8 @@ class World:
         price = product.price(round(mid * (1 + (away if side is Side.BUY else -away))))
         tif = TimeInForce.GTC if kind < 0.65 else TimeInForce.IOC if kind < 0.85 else TimeInForce.FOK
         market = 0.65 <= kind < 0.75
+        if source.random() < self.plan.kinds:
+            return self._conditional(name, product, side, mid, lots, source)
         return Order(
             client_order_id=name,
             account=ACCOUNT,
@@ -451,6 +537,35 @@ class World:
             quantity=product.quantity(lots),
             limit_price=None if market else price,
             post_only=tif is TimeInForce.GTC and source.random() < 0.15,
+        )
+
+    def _conditional(
+        self, name: str, product: Product, side: Side, mid: int, lots: int, source: random.Random
+    ) -> Order:
+        """An order with a trigger or with an end."""
+        up = 1 if side is Side.BUY else -1
+        near, far = source.uniform(0.0005, 0.003), source.uniform(0.0005, 0.003)
+        ends = source.random() < 0.5
+        kind = source.choice([OrderType.LIMIT, OrderType.STOP_LIMIT, OrderType.BRACKET])
+        ends = ends or kind is OrderType.LIMIT
+        limit, stop = {
+            OrderType.LIMIT: (mid * (1 - up * near), None),
+            OrderType.STOP_LIMIT: (mid * (1 + up * (near + far)), mid * (1 + up * near)),
+            OrderType.BRACKET: (mid * (1 - up * near), mid * (1 + up * far)),
+        }[kind]
+        second = round(BASE_S + self.loop.time() + source.randint(2, 40))
+        return Order(
+            client_order_id=name,
+            account=ACCOUNT,
+            strategy="manual",
+            product_id=product.product_id,
+            side=side,
+            type=kind,
+            time_in_force=TimeInForce.GTD if ends else TimeInForce.GTC,
+            quantity=product.quantity(lots),
+            limit_price=product.price(round(limit)),
+            stop_price=None if stop is None else product.price(round(stop)),
+            end_ns=second * 1_000_000_000 if ends else None,
         )
 
 
@@ -486,18 +601,25 @@ def _told(error: BaseException | None) -> str:
 
 def run(seed: int, keep: bool = False) -> Outcome:
     """One run of a seed; ``keep`` keeps every event of it."""
+    return run_plan(plan_of(seed), keep)
+
+
+def run_plan(plan: Plan, keep: bool = False) -> Outcome:
+    """One run of a plan."""
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    loop = VirtualLoop(plan_of(seed).begins_s)
+    loop = VirtualLoop(plan.begins_s)
     try:
         with ExitStack() as stack:
-            stack.enter_context(determined(loop, seed))
+            stack.enter_context(determined(loop, plan.seed))
             stack.enter_context(patch("asyncio.to_thread", _to_thread))
             stack.enter_context(patch("cluster.limit_records.calendar", _calendar))
+            # Nothing is encrypted here, and reading all certificates of the machine takes longer than a run.
+            stack.enter_context(patch("ssl.create_default_context", lambda **_: None))
             asyncio.set_event_loop(loop)
             try:
-                world = World(loop, plan_of(seed), folder, keep)
+                world = World(loop, plan, folder, keep)
                 loop.run_until_complete(world.live())
             finally:
                 _end(loop)
