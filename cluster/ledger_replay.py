@@ -367,6 +367,7 @@ class Replay:
         order.changed_us = self.us
         if ended:
             self._count_streak(order, order.realised or 0)
+            order.realised = 0
             order.status, order.expires_us = "FILLED", self.us + KEPT_TERMINAL_US
 
     def _adopted(self, row: Row, data: Mapping[str, Any]) -> None:

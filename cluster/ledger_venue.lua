@@ -23,6 +23,8 @@ local function settle_amend(ctx, id, order, kind, data, new)
     'lots', text(new.lots), 'basis_lots', text(new.basis), 'notional', text(new.notional), 'cash', text(new.cash),
     'reserved_lots', text(left), 'reserved_notional', text(notional), 'reserved_cash', text(cash))
   if ended then
+    -- Counted now: of a fill that comes later only that one.
+    redis.call('HSET', base .. ':order:' .. id, 'realised', '0')
     close(base, id, order)
   end
   return ended and 'FILLED' or order.status

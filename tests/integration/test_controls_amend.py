@@ -138,6 +138,20 @@ async def test_an_order_filled_meanwhile_beyond_its_new_size_ends_when_it_is_ame
     assert await held(books) == (0, 0, 0)
 
 
+async def test_what_an_order_made_until_its_amendment_ended_it_counts_once(books: Books) -> None:
+    await books.open(lots={"BTC-USD": 10})
+    await books.accept("buy")
+    await books.fill("buy", 10, 10_000)
+    await resting(books, **(SELL | {"ticks": 11_000}))
+    await amend(books, lots=4, ticks=11_000)
+    await books.fill("o-1", 4, 11_000)
+    assert await books.ledger.amended(ACCOUNT, books.epoch, "o-1") == OrderStatus.FILLED
+    # One more, and at a loss: the profit before is no part of it.
+    await books.fill("o-1", 1, 9_000)
+    assert (await books.book())["s|manual|streak"] == 1
+    assert await verify(books.ledger, ACCOUNT) == []
+
+
 async def test_a_cancelled_order_frees_what_its_amendment_held(books: Books) -> None:
     await books.open()
     await resting(books)
