@@ -252,17 +252,20 @@ def exit_that_is_amended(pair: LedgerPair, chance: Chance) -> None:
     """A sell that ends with its amendment, at what was filled meanwhile; then the venue tells of another fill."""
     name, product = chance.pick(NAMES), chance.pick(list(SCALES))
     strategy = chance.pick(list(STRATEGIES))
+    pair.resume_all()
     for side, lots in ((Side.BUY, 6), (Side.SELL, 2)):
         asked = pair.asked(name, side, 6, 10_003, product, strategy)
         if pair.reserve(name, asked).denials:
             return
         pair.send(name, asked.client_order_id)
         _fill(pair, chance, name, asked.client_order_id, lots)
-    pair.amend(name, asked.client_order_id, chance.pick([3, 4, 9]), 10_003)
-    _fill(pair, chance, name, asked.client_order_id, 2)
-    pair.settle_amend(name, asked.client_order_id, chance.pick([True, False]))
-    pair.compare()
-    _fill(pair, chance, name, asked.client_order_id, 1)
+    pair.amend(name, asked.client_order_id, chance.pick([4, 3, 9]), 10_003)
+    # At a profit or a loss, before the end and after it: each exit counts once.
+    for lots in (2, 1):
+        pair.number += 1
+        pair.fill(name, asked.client_order_id, f"t-{pair.number}", lots, chance.pick([3_001, 20_001, 6_001]), 0)
+        pair.settle_amend(name, asked.client_order_id, chance.pick([True, True, False]))
+        pair.compare()
 
 
 # -- execution ---------------------------------------------------------------------------------------------------------
