@@ -9,19 +9,21 @@ strategy over the journal's bars again, then the bars since are fetched. Exit st
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cluster.live_bars import LiveBars
 from cluster.run_folder import RunBusy, RunConflict, RunError, RunFailure, RunState
@@ -31,6 +33,11 @@ from jobs.session_engine import RETRY_S, Session, passing_errors
 from jobs.session_orders import HttpDoor
 from strategies.base import SpecError
 from strategies.model import Bars
+
+if TYPE_CHECKING:
+    from cluster.venue_budget import SharedBudget
+    from cluster.venue_endpoint import VenueEndpoint
+    from conf.settings import Secrets, Settings
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -43,6 +50,7 @@ RESTART_WAIT_S: Final = 1.0
 COMPARED_S: Final = 600.0
 # How often the venue is asked at the start before the session gives up.
 FIRST_TRIES: Final = 6
+LEDGER_CLOSE_S_MAX: Final = 10.0
 # Of the hash of the strategies' sources, as the orders name it.
 VERSION_CHARS: Final = 16
 
@@ -121,27 +129,49 @@ def connected(folder: SessionFolder) -> Iterator[Session]:
     from conf.settings import load_secrets, load_settings
 
     settings = load_settings()
+    secrets = load_secrets(settings)
     spec, source = folder.spec(), folder.record().data_source
     if source != settings.data_source:
         raise RunConflict("data_source", settings.data_source, f"the source the session began with, {source}")
     # Candles are public and orders go through risk: without the venue's key nothing else is possible from here.
-    endpoint = replace(configured_endpoint(settings, load_secrets(settings)), key_name=None, key_secret=None)
-    venue = Venue(endpoint)
-    door = HttpDoor(settings.api_url, folder.key_file)
-    clock = VenueClock(venue.server_time_ns)
+    endpoint = replace(configured_endpoint(settings, secrets), key_name=None, key_secret=None)
+    with ExitStack() as stack:
+        budget = stack.enter_context(_shared_budget(settings, secrets, endpoint))
+        venue = stack.enter_context(closing(Venue(endpoint, budget)))
+        door = stack.enter_context(closing(HttpDoor(settings.api_url, folder.key_file)))
+        clock = VenueClock(venue.server_time_ns)
 
-    def fetch(start_s: int, end_s: int) -> Bars:
-        clock.compare()
-        return venue.candles(spec.product_id, spec.granularity, start_s, end_s)
+        def fetch(start_s: int, end_s: int) -> Bars:
+            clock.compare()
+            return venue.candles(spec.product_id, spec.granularity, start_s, end_s)
 
-    try:
         _patiently(clock.compare)
         product = _patiently(lambda: venue.product(spec.product_id))
         bars = LiveBars(spec.product_id, spec.granularity, fetch)
         yield Session(folder, product, bars, door, clock, version=code_identity()["code_hash"][:VERSION_CHARS])
+
+
+@contextmanager
+def _shared_budget(settings: Settings, secrets: Secrets, endpoint: VenueEndpoint) -> Iterator[SharedBudget]:
+    """The budget of requests that all processes of the desk share, asked for on an event loop of its own."""
+    from cluster.ledger import Ledger
+    from cluster.venue_budget import SharedBudget
+
+    async def connect() -> Ledger:
+        return Ledger.connect(settings, secrets)
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="budget", daemon=True)
+    thread.start()
+    ledger = asyncio.run_coroutine_threadsafe(connect(), loop).result()
+    share, public = settings.venue.cancel_share, endpoint.public_requests_per_s
+    try:
+        yield SharedBudget(ledger, loop, endpoint.requests_per_s, share, public_rate_per_s=public)
     finally:
-        door.close()
-        venue.close()
+        asyncio.run_coroutine_threadsafe(ledger.close(), loop).result(LEDGER_CLOSE_S_MAX)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def _patiently(call: Callable[[], T]) -> T:

@@ -33,6 +33,7 @@ from jobs.session_plan import wanted_target
 from strategies import kernel
 from strategies.backtest import run
 from strategies.model import Bars, Float64Array, Int64Array
+from strategies.registry import get
 
 POINTS_MAX: Final = 4_000
 FILLS_SHOWN_MAX: Final = 500
@@ -298,7 +299,7 @@ def _words(found: Parity) -> str:
 
 def _page(found: Parity, spec: SessionSpec, told: _Told, bars: Bars, model: Float64Array) -> str:
     values = {
-        "TITLE": escape(f"{spec.strategy} on {spec.product_id}, live"),
+        "TITLE": escape(f"{get(spec.strategy).title} on {spec.product_id}, live"),
         "BANNER": '<div class="banner">SIMULATED: prices and fills are from the exchange simulator</div>'
         if found.data_source == "SIMULATED"
         else "",
@@ -322,8 +323,8 @@ def _tiles(found: Parity) -> str:
         "Filled orders": f"{found.fills:,}",
         "Slippage, median": f"{_figure(found.median_bps)} bp",
         "Slippage, mean": f"{_figure(found.mean_bps)} bp",
-        "Slippage, total": f"{found.total_cost:,.2f}",
-        "Beyond the model, total": f"{found.total_model_cost:,.2f}",
+        "Slippage, total": _figure(found.total_cost),
+        "Beyond the model, total": _figure(found.total_model_cost),
         "Equity": _figure(found.session_equity),
         "Equity of the model": _figure(found.model_equity),
     }

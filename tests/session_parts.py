@@ -6,6 +6,7 @@ and fills what it accepts at the next bar's open. With the real one: tests/integ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -13,12 +14,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pytest
 
+from cluster import sessions
 from cluster.live_bars import Fetch, LiveBars
-from cluster.session_journal import NOTE, read_journal
+from cluster.run_folder import RunState, replace_file
+from cluster.session_journal import NOTE, Journal, read_journal
 from cluster.sessions import Checkpoint, SessionFolder, SessionSpec, parse_session, prepare_session
 from jobs.session_engine import Session
 from jobs.session_orders import DeskSilent, Said
+from strategies.backtest import run
 from strategies.model import NS_PER_S, Bars, Granularity, Product
 from tests.api_desk import BTC
 from tests.bar_samples import pick
@@ -191,3 +196,93 @@ def bench(tmp_path: Path, bars: Bars | None = None, start: int = 60, **changes: 
 def spec_of(**changes: Any) -> SessionSpec:
     """The specification with some fields changed."""
     return parse_session(SPEC | changes)
+
+
+def met_bars(met: Bench) -> Bars:
+    first = int(np.searchsorted(met.market.bars.ts_ns, met.lines("bar")[0]["ts_ns"]))
+    return met.market.bars.between(first, first + met.checkpoint.bars)
+
+
+def same_targets(met: Bench) -> bool:
+    """Whether the session's targets are those of the backtest of the same bars, bit for bit."""
+    wanted = run(met.folder.spec().backtest(), met_bars(met)).target.tolist()
+    found = [math.nan if line["target"] is None else line["target"] for line in met.lines("bar")]
+    return [value.hex() for value in found] == [value.hex() for value in wanted]
+
+
+# -- killed at a point -------------------------------------------------------------------------------------------------
+
+
+class Fuse:
+    """Counts points and ends the process at one of them."""
+
+    def __init__(self, at: int = -1) -> None:
+        self.at = at
+        self.passed: list[str] = []
+
+    def point(self, name: str) -> None:
+        self.passed.append(name)
+        if len(self.passed) - 1 == self.at:
+            raise Killed(name)
+
+
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[Fuse]:
+    """Every write of a session passes the fuse in the list: before it, half-way where that can be seen, and after."""
+    held: list[Fuse] = [Fuse()]
+    append = Journal.append
+
+    def replacing(path: Path, data: bytes) -> None:
+        held[0].point(f"before {path.name}")
+        replace_file(path, data)
+        held[0].point(f"after {path.name}")
+
+    def appending(journal: Journal, lines: Any) -> int:
+        held[0].point("before journal")
+        before = journal.length
+        length = append(journal, lines)
+        with journal.path.open("r+b") as file:
+            whole = file.read()
+            file.truncate(before + (length - before) // 2)
+            held[0].point("half of journal")
+            file.seek(0)
+            file.write(whole)
+        held[0].point("after journal")
+        return length
+
+    monkeypatch.setattr(sessions, "replace_file", replacing)
+    monkeypatch.setattr(Journal, "append", appending)
+    return held
+
+
+class Wired:
+    """The desk, with a point before and after each request."""
+
+    def __init__(self, met: Bench, fuse: Fuse) -> None:
+        self._desk, self._fuse = met.desk, fuse
+
+    def _ask(self, name: str, call: Callable[[], Any]) -> Any:
+        self._fuse.point(f"before {name}")
+        answer = call()
+        self._fuse.point(f"after {name}")
+        return answer
+
+    def submit(self, body: Mapping[str, Any]) -> Said:
+        return self._ask("submit", lambda: self._desk.submit(body))  # type: ignore[no-any-return]
+
+    def check(self, body: Mapping[str, Any]) -> Said:
+        return self._ask("check", lambda: self._desk.check(body))  # type: ignore[no-any-return]
+
+    def order(self, account: str, client_order_id: str) -> Mapping[str, Any] | None:
+        return self._ask("order", lambda: self._desk.order(account, client_order_id))  # type: ignore[no-any-return]
+
+
+def run_with(met: Bench, held: list[Fuse], fuse: Fuse) -> RunState:
+    held[0] = fuse
+
+    def fetch(start_s: int, end_s: int) -> Bars:
+        fuse.point("before candles")
+        bars = met.market.fetch(start_s, end_s)
+        fuse.point("after candles")
+        return bars
+
+    return met.session(fetch, Wired(met, fuse)).run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import sessions
 from cluster.run_folder import RunError, RunState, replace_file, to_json
-from cluster.session_journal import Journal, JournalError
+from cluster.session_journal import JournalError
 from cluster.sessions import StopRequest
 from cluster.venue_endpoint import VenueUnavailable
 from jobs.session_engine import Session
@@ -24,7 +23,17 @@ from strategies.backtest import run
 from strategies.model import NS_PER_S, Bars
 from strategies.registry import STRATEGIES
 from tests.bar_samples import pick
-from tests.session_parts import MINUTE_NS, Bench, Killed, bench, minute_bars
+from tests.session_parts import (
+    MINUTE_NS,
+    Bench,
+    Fuse,
+    Killed,
+    bench,
+    fused,
+    minute_bars,
+    run_with,
+    same_targets,
+)
 
 FAST: dict[str, Any] = {"params": {"fast": 2, "slow": 5}}
 
@@ -33,18 +42,6 @@ FAST: dict[str, Any] = {"params": {"fast": 2, "slow": 5}}
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is killed loses nothing it has written, so nobody here need wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-def met_bars(bench: Bench) -> Bars:
-    first = int(np.searchsorted(bench.market.bars.ts_ns, bench.lines("bar")[0]["ts_ns"]))
-    return bench.market.bars.between(first, first + bench.checkpoint.bars)
-
-
-def same_targets(bench: Bench) -> bool:
-    """Whether the session's targets are those of the backtest of the same bars, bit for bit."""
-    wanted = run(bench.folder.spec().backtest(), met_bars(bench)).target.tolist()
-    found = [math.nan if line["target"] is None else line["target"] for line in bench.lines("bar")]
-    return [value.hex() for value in found] == [value.hex() for value in wanted]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -134,80 +131,9 @@ def test_history_makes_no_orders_and_counts_as_no_live_bar(tmp_path: Path) -> No
 # -- killed at every point ---------------------------------------------------------------------------------------------
 
 
-class Fuse:
-    """Counts points and ends the process at one of them."""
-
-    def __init__(self, at: int = -1) -> None:
-        self.at = at
-        self.passed: list[str] = []
-
-    def point(self, name: str) -> None:
-        self.passed.append(name)
-        if len(self.passed) - 1 == self.at:
-            raise Killed(name)
-
-
 @pytest.fixture
 def points(monkeypatch: pytest.MonkeyPatch) -> list[Fuse]:
-    """Every write of a session passes the fuse in the list: before it, half-way where that can be seen, and after."""
-    held: list[Fuse] = [Fuse()]
-    append = Journal.append
-
-    def replacing(path: Path, data: bytes) -> None:
-        held[0].point(f"before {path.name}")
-        replace_file(path, data)
-        held[0].point(f"after {path.name}")
-
-    def appending(journal: Journal, lines: Any) -> int:
-        held[0].point("before journal")
-        before = journal.length
-        length = append(journal, lines)
-        with journal.path.open("r+b") as file:
-            whole = file.read()
-            file.truncate(before + (length - before) // 2)
-            held[0].point("half of journal")
-            file.seek(0)
-            file.write(whole)
-        held[0].point("after journal")
-        return length
-
-    monkeypatch.setattr(sessions, "replace_file", replacing)
-    monkeypatch.setattr(Journal, "append", appending)
-    return held
-
-
-class Wired:
-    """The desk, with a point before and after each request."""
-
-    def __init__(self, met: Bench, fuse: Fuse) -> None:
-        self._desk, self._fuse = met.desk, fuse
-
-    def _ask(self, name: str, call: Callable[[], Any]) -> Any:
-        self._fuse.point(f"before {name}")
-        answer = call()
-        self._fuse.point(f"after {name}")
-        return answer
-
-    def submit(self, body: Mapping[str, Any]) -> Said:
-        return self._ask("submit", lambda: self._desk.submit(body))  # type: ignore[no-any-return]
-
-    def check(self, body: Mapping[str, Any]) -> Said:
-        return self._ask("check", lambda: self._desk.check(body))  # type: ignore[no-any-return]
-
-    def order(self, account: str, client_order_id: str) -> Mapping[str, Any] | None:
-        return self._ask("order", lambda: self._desk.order(account, client_order_id))  # type: ignore[no-any-return]
-
-
-def run_with(met: Bench, held: list[Fuse], fuse: Fuse) -> RunState:
-    held[0] = fuse
-
-    def fetch(start_s: int, end_s: int) -> Bars:
-        fuse.point("before candles")
-        bars = met.market.fetch(start_s, end_s)
-        fuse.point("after candles")
-        return bars
-
-    return met.session(fetch, Wired(met, fuse)).run()
+    return fused(monkeypatch)
 
 
 def crash_bench(folder: Path) -> Bench:
