@@ -278,7 +278,7 @@ class LedgerPair:
         kind = chance.pick([None] * 6 + [TimeInForce.IOC, TimeInForce.IOC, TimeInForce.GTD, *WITH_TRIGGER])
         if kind is TimeInForce.IOC:
             return replace(asked, time_in_force=kind)
-        ends: float | None = chance.pick([3_600.0, 3_600.0, 3_600.0, 0.0, -1.0, 1.02])
+        ends: float | None = chance.pick([3_600.0, 3_600.0, 3_600.0, 0.5, -1.0, 1.02])
         if kind in WITH_TRIGGER and chance.pick([True, False]):
             ends = None
         if kind in WITH_TRIGGER:

@@ -141,7 +141,7 @@ def lose_to_a_limit(pair: LedgerPair, chance: Chance) -> None:
     pair.look_at_the_clock()
     desk = copy.deepcopy(pair.desk)
     desk.accounts[name].quote(quotes)
-    holders = sorted(strategy for strategy, held in pair.accounts[name].holders if held == product)
+    holders = sorted({strategy for strategy, held in pair.accounts[name].holders if held == product} - {FOUND})
     account_scope = chance.pick(["account", f"product|{product}", *(f"strategy|{s}" for s in holders)])
     scope = chance.pick([account_scope, account_scope, "global"])
     lost = (desk if scope == "global" else desk.accounts[name]).losses(scope)
@@ -318,10 +318,12 @@ def cancel(pair: LedgerPair, chance: Chance) -> None:
     """Its owner wants to end it: before it was sent or after, once or twice."""
     name, order_id = _known(pair, chance)
     if order_id:
-        if chance.pick([True, True, False]):
+        if chance.pick([True, False]):
             pair.send(name, order_id)
         for _ in range(chance.pick([1, 1, 2])):
             pair.cancel(name, order_id)
+        if chance.pick([True, False]):
+            _amend(pair, chance, name, order_id)
 
 
 def ask_twice(pair: LedgerPair, chance: Chance) -> None:
@@ -357,10 +359,11 @@ def flood_with_cancels(pair: LedgerPair, chance: Chance) -> None:
 
 def outgrow_the_usual(pair: LedgerPair, chance: Chance) -> None:
     """Small orders, one after the other, then one that is much larger."""
+    pair.resume_all()
     name, product = chance.pick(NAMES), chance.pick(list(SCALES))
     before = pair.accounts[name].limits[f"product|{product}"]
     pair.limit(name, {f"product|{product}|fat_finger_ppm": "1500000"})
-    for lots in [2] * chance.between(2, 5) + [9]:
+    for lots in [2] * chance.between(3, 6) + [chance.pick([9, 4_000])]:
         pair.reserve(name, pair.asked(name, Side.BUY, lots, 10_003, product))
     pair.restore(name, f"product|{product}", before)
 
@@ -418,6 +421,8 @@ def trade_with_triggers(pair: LedgerPair, chance: Chance) -> None:
     pair.resume_all()
     name, product = chance.pick(NAMES), chance.pick(list(SCALES))
     quote, units = pair.accounts[name].quotes[product], pair.of(product)
+    before = pair.accounts[name].limits[f"product|{product}"]
+    pair.limit(name, {f"product|{product}|collar_ppm": chance.pick(["unlimited", "30000", "9000:1000"])})
     for _ in range(chance.between(1, 3)):
         side = chance.pick(list(Side))
         touch = quote.ask if side is Side.BUY else quote.bid
@@ -426,6 +431,7 @@ def trade_with_triggers(pair: LedgerPair, chance: Chance) -> None:
         asked = pair.asked(name, side, chance.between(1, 9), limit, product)
         kind = chance.pick([OrderType.STOP_LIMIT, OrderType.BRACKET])
         pair.reserve(name, replace(asked, type=kind, stop_price=units.price(stop)))
+    pair.restore(name, f"product|{product}", before)
 
 
 def finish_outbox(pair: LedgerPair, chance: Chance) -> None:
@@ -522,8 +528,8 @@ def environment(pair: LedgerPair, chance: Chance) -> None:
     """Somebody says what the books are of: once for all."""
     for _ in range(chance.pick([1, 2])):
         pair.bind_environment(chance.pick(["live", "live", "paper", "sandbox"]))
-    if chance.pick([True, False]):
-        reserve(pair, chance)
+    reserve(pair, chance)
+    amend(pair, chance)
 
 
 def arm(pair: LedgerPair, chance: Chance) -> None:
@@ -630,11 +636,11 @@ STEPS: Final[dict[Step, int]] = {
     reserve_what_should_pass: 4,
     reserve_at_a_limit: 6,
     lose_to_a_limit: 2,
-    amend_at_a_limit: 2,
+    amend_at_a_limit: 5,
     amend: 3,
     amend_twice: 1,
-    settle_amend: 2,
-    fill_what_is_amended: 3,
+    settle_amend: 4,
+    fill_what_is_amended: 4,
     exit_that_is_amended: 2,
     trade_with_triggers: 2,
     adopt: 2,
@@ -648,20 +654,20 @@ STEPS: Final[dict[Step, int]] = {
     fill_the_rest: 3,
     fill_again: 1,
     release: 3,
-    cancel: 2,
+    cancel: 3,
     ask_twice: 2,
     venue_rejects: 2,
     flood_with_cancels: 1,
-    outgrow_the_usual: 1,
+    outgrow_the_usual: 2,
     trade_there_and_back: 4,
     exit_that_ends_late: 1,
     finish_outbox: 1,
     take_over: 1,
     venue_errors: 2,
-    recon_break: 1,
+    recon_break: 2,
     adjust: 2,
     adjust_a_short: 1,
-    environment: 1,
+    environment: 2,
     arm: 1,
     watch: 1,
     quote: 5,
@@ -669,7 +675,7 @@ STEPS: Final[dict[Step, int]] = {
     spoil_the_book: 1,
     resume_all: 1,
     propose_resume: 1,
-    decide_on_a_proposal: 3,
+    decide_on_a_proposal: 4,
     limit: 4,
     limit_together: 4,
     unlimit: 1,

@@ -36,7 +36,7 @@ MET_BY_A_WALK: Final = {
     "limits raised", "tightened HALTED", "approve APPLIED", "approve DONE", "approve NOT_FOUND",
     "approve STILL_BREACHED", "latched OVERFILL", "amend ACCEPTED", "amend REPEATED", "amend AMEND_PENDING",
     "amend AMEND_NOT_OPEN", "amend AMEND_TYPE", "amended OPEN", "amended PARTIALLY_FILLED", "amended FILLED",
-    "amendment refused OPEN", "amendment refused PARTIALLY_FILLED", "amendment refused FILLED", "adopted True",
+    "amendment refused OPEN", "amendment refused PARTIALLY_FILLED", "adopted True",
     "adopted False", "adjusted", "break True", "environment True", "NOT_ARMED", "STOP_PRICE", "EXPIRE_IN_PAST",
 }  # fmt: skip
 MET_BY_A_LONG_WALK: Final = MET_BY_A_WALK | {
@@ -49,7 +49,8 @@ MET_BY_A_LONG_WALK: Final = MET_BY_A_WALK | {
     "tightened CANCEL_ALL", "approve CHANGED", "approve EXPIRED", "approve SAME_PERSON", "latched COOLDOWN",
     "latched DAILY_LOSS", "latched DRAWDOWN", "latched REJECT_STORM", "latched REPEAT_EXECUTION",
     "latched STALE_REFERENCE", "latched VENUE_UNHEALTHY", "DAILY_LOSS reached", "DAILY_LOSS not yet",
-    "DAILY_LOSS soft level reached", "latched INVARIANT", "amend AMEND_BELOW_FILLED", "amend NOT_ARMED",
+    "DAILY_LOSS soft level reached", "latched INVARIANT", "amendment refused FILLED", "amend AMEND_BELOW_FILLED",
+    "amend NOT_ARMED",
     "amend INSUFFICIENT_FUNDS", "amend RATE_LIMIT", "amend MSG_RATE", "amend TRADING_HALTED", "amend SELF_TRADE",
     "break False", "environment False", "amended CANCELLED without", "latched RECON_BREAK",
 }  # fmt: skip
