@@ -190,14 +190,17 @@ class Settler:
         return order
 
     async def _settle_each(self, ours: Sequence[Fields], theirs: Mapping[str, VenueOrder]) -> None:
-        for fields in ours:
-            order = theirs.get(fields["client_order_id"])
-            if order is not None:
-                await self._settle_known(fields, order)
-                continue
-            quiet_s = self._context.quiet_s(fields["client_order_id"])
-            if fields["status"] == OrderStatus.UNKNOWN and quiet_s > self._context.settled_s:
-                await self._settle_missing(fields)
+        known = [(fields, theirs[fields["client_order_id"]]) for fields in ours if fields["client_order_id"] in theirs]
+        await asyncio.gather(*(self._settle_known(fields, order) for fields, order in known))
+        missing = [
+            fields
+            for fields in ours
+            if fields["client_order_id"] not in theirs
+            and fields["status"] == OrderStatus.UNKNOWN
+            and self._context.quiet_s(fields["client_order_id"]) > self._context.settled_s
+        ]
+        if missing:
+            await self._settle_missing(missing)
 
     async def _settle_known(self, fields: Fields, theirs: VenueOrder) -> None:
         if OrderStatus(fields["status"]) in _DOUBTFUL or not fields.get("venue_order_id"):
@@ -226,17 +229,23 @@ class Settler:
         done, _ = await self._ledger.release(context.account, context.epoch, name, status, ended.reason)
         context.count("cancelled", int(done))
 
-    async def _settle_missing(self, fields: Fields) -> None:
-        """The venue does not list an order in doubt: ask for it by our id before its reservation is freed."""
-        context, name = self._context, fields["client_order_id"]
-        found: VenueOrder | None = await context.ask(self._venue.order_by_client_id, name, _created_ns(fields))
-        if found is not None:
-            await self._ack(name, found)
-            return
-        reason = "the venue gave no answer and does not know the order"
-        context.answered(name)
-        await self._ledger.release(context.account, context.epoch, name, OrderStatus.REJECTED, reason)
-        context.count("rejected")
+    async def _settle_missing(self, missing: Sequence[Fields]) -> None:
+        """The venue does not list orders in doubt: look for our ids once more before their reservations are freed.
+
+        One list for all of them: the venue has no look-up by our id, and after an outage there may be hundreds.
+        """
+        context, since_ns = self._context, min(_created_ns(fields) for fields in missing)
+        listed: list[VenueOrder] = await context.ask(self._venue.orders, None, None, since_ns)
+        found = {order.client_order_id: order for order in listed}
+        for fields in missing:
+            name = fields["client_order_id"]
+            if (order := found.get(name)) is not None:
+                await self._ack(name, order)
+                continue
+            reason = "the venue gave no answer and does not know the order"
+            context.answered(name)
+            await self._ledger.release(context.account, context.epoch, name, OrderStatus.REJECTED, reason)
+            context.count("rejected")
 
     async def _ack(self, name: str, theirs: VenueOrder) -> None:
         context = self._context
