@@ -316,7 +316,7 @@ def release(pair: LedgerPair, chance: Chance) -> None:
 
 def cancel(pair: LedgerPair, chance: Chance) -> None:
     """Its owner wants to end it: before it was sent or after, once or twice."""
-    name, order_id = _known(pair, chance)
+    name, order_id = chance.pick([_known, _unsent])(pair, chance)
     if order_id:
         if chance.pick([True, False]):
             pair.send(name, order_id)
@@ -652,7 +652,7 @@ STEPS: Final[dict[Step, int]] = {
     acknowledge: 2,
     fill: 4,
     fill_the_rest: 3,
-    fill_again: 1,
+    fill_again: 2,
     release: 3,
     cancel: 3,
     ask_twice: 2,
@@ -671,7 +671,7 @@ STEPS: Final[dict[Step, int]] = {
     arm: 1,
     watch: 1,
     quote: 5,
-    tighten: 2,
+    tighten: 4,
     spoil_the_book: 1,
     resume_all: 1,
     propose_resume: 1,
@@ -690,6 +690,11 @@ def _known(pair: LedgerPair, chance: Chance) -> tuple[str, str | None]:
     """An order that was accepted; often one that is still open."""
     only_open = chance.pick([True, True, False])
     return _any_order(pair, chance, lambda held: held.lots > 0 and (held.open or not only_open))
+
+
+def _unsent(pair: LedgerPair, chance: Chance) -> tuple[str, str | None]:
+    """An order that is still here."""
+    return _any_order(pair, chance, lambda held: held.status == "RESERVED")
 
 
 def _amendable(pair: LedgerPair, chance: Chance) -> tuple[str, str | None]:
