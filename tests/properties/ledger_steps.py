@@ -638,7 +638,7 @@ STEPS: Final[dict[Step, int]] = {
     lose_to_a_limit: 2,
     amend_at_a_limit: 5,
     amend: 3,
-    amend_twice: 1,
+    amend_twice: 2,
     settle_amend: 4,
     fill_what_is_amended: 4,
     exit_that_is_amended: 2,
