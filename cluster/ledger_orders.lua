@@ -243,8 +243,11 @@ local function fill(keys, args)
     kept = 0
   end
   if filled > total then
-    latch(ctx, 'strategy|' .. order.strategy, 'HALTED', 'OVERFILL', text(filled), text(total),
-      'the venue filled more of order ' .. id .. ' than was ordered')
+    local scope, message = 'strategy|' .. order.strategy, 'the venue filled more of order ' .. id .. ' than was ordered'
+    if not latch(ctx, scope, 'HALTED', 'OVERFILL', text(filled), text(total), message) then
+      -- Said all the same where the strategy is halted already: whoever resumes it must know.
+      alert(ctx, 'HARD', 'OVERFILL', scope, text(filled), text(total), message, id)
+    end
   end
 
   local status = not was_open and order.status or ended and 'FILLED' or 'PARTIALLY_FILLED'

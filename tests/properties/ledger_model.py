@@ -872,8 +872,9 @@ class Account(Holder):
         self._mark(before)
         if not held.open:
             self._count_exit(held)
-        if held.filled > held.most:
-            self.latch(f"strategy|{order.strategy}", "HALTED", "OVERFILL")
+        scope = f"strategy|{order.strategy}"
+        if held.filled > held.most and not self.latch(scope, "HALTED", "OVERFILL"):
+            self.alerts.append(("HARD", "OVERFILL", scope))
         return "APPLIED", held.status
 
     def end(self, order_id: str, status: str) -> bool:
