@@ -66,6 +66,10 @@ def final(world: World) -> Iterator[str]:
             yield from _order_agrees(name, fields, order, amended=False, late=False)
         elif order and (order.state is State.OPEN or any(fill.ts_ns > opened_ns for fill in order.fills)):
             yield f"{name} was placed by somebody else ({order.state}), the ledger does not know it"
+    alerts = [_mapped(fields) for _, fields in run("XRANGE", f"{BASE}:alerts", "-", "+")]
+    for name in world.overfilled:
+        if not any(f" {name} " in alert["message"] for alert in alerts if alert["code"] == "OVERFILL"):
+            yield f"{name} was filled beyond its size, and nothing was said of it"
     yield from _money_agrees(world)
     yield from _log_agrees(world)
 
@@ -153,12 +157,16 @@ def _money_agrees(world: World) -> Iterator[str]:
         sign = -1 if fill.side == "BUY" else 1
         moved += sign * value - fill.fee
         exact += sign * micros_exact(value) - micros_exact(fill.fee)
-    cash = exchange.accounts["USD"].total
+    # What came or went without an order is no fill: it is said, and the account waits for a person.
+    deposited = sum((amount for at_ns, amount in world.deposited if at_ns > opened_ns), Decimal(0))
+    if deposited and _mapped(world.server.lua.run("HGETALL", f"{BASE}:state"))["account"] != "HALTED":
+        yield f"{deposited} came to the venue without an order, and the account is not halted"
+    cash = exchange.accounts["USD"].total - deposited
     opening = micros_exact(cash - moved)
     if int(book["cash"]) != opening + exact:
         yield f"cash: {book['cash']} micros booked, {opening + exact} by the venue's fills"
     if abs(int(book["cash"]) - micros_exact(cash)) > 2 * len(fills):
-        yield f"cash: {book['cash']} micros booked, {cash} at the venue"
+        yield f"cash: {book['cash']} micros booked, {cash} at the venue without what was deposited"
     for currency, account in exchange.accounts.items():
         if currency == "USD":
             continue

@@ -42,6 +42,10 @@ class Plan:
     restart_at_end: bool
     amends: float
     strangers: float
+    overfills: float
+    deposits: float
+    odd_statuses: float
+    product_flags: float
     kinds: float
     stream: StreamFaults | None
     ledger_behind_ms: int = 0
@@ -49,7 +53,7 @@ class Plan:
 
 _RATES: Final = (
     *("crashes", "doubles", "server_restarts", "venue_restarts", "clock_jumps", "price_moves", "forced_fills"),
-    *("repeated_fills", "user_cancels", "halts", "strangers"),
+    *("repeated_fills", "user_cancels", "halts", "strangers", "overfills", "deposits", "odd_statuses", "product_flags"),
 )
 
 
@@ -115,6 +119,10 @@ def plan_of(seed: int) -> Plan:
         restart_at_end=source.random() < 0.5,
         amends=source.choice([0.0, 0.3, 0.6]),
         strangers=sometimes(0.15, 0.3),
+        overfills=sometimes(0.12, 0.6),
+        deposits=sometimes(0.08, 0.3),
+        odd_statuses=0.0 if quiet else sometimes(0.2, 0.4),
+        product_flags=0.0 if quiet else sometimes(0.15, 0.2),
         kinds=source.choice([0.0, 0.3, 0.6]),
         stream=None if source.random() < 0.3 else StreamFaults() if quiet else StreamFaults(
             lost=sometimes(0.4, 0.1), repeated=sometimes(0.3, 0.1), late=sometimes(0.3, 0.2),

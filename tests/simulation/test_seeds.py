@@ -34,6 +34,11 @@ FOUND: Final[dict[str, dict[str, Any]]] = {
         "venue": VenueFaults(late=0.4, late_s=5.4),
         "orders": 40,
     },
+    "an order was filled beyond its size while its strategy was halted, and nothing was said of it": {
+        "overfills": 1.0,
+        "halts": 1.0,
+        "orders": 30,
+    },
 }
 """What seeds have shown, each as a plan in which it shows soon. A seed alone stands for another run with every change
 of the plans."""

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,7 @@ import yaml
 
 from cluster.anchors import Anchors
 from cluster.exchange_history import MARKETS
-from cluster.exchange_orders import Rules
+from cluster.exchange_orders import Rules, State
 from cluster.exchange_ticket import Refusal, read_ticket
 from cluster.ledger import Ledger, LedgerError, LedgerUnavailable, StaleEpoch, library_source
 from cluster.venue_shapes import order_configuration
@@ -99,14 +100,14 @@ class Process:
         self.stream: SimStream | None = None
         self.fuse = 0
         self.fuse_of_all = False
-        self._tasks: list[asyncio.Task[Any]] = []
+        self.tasks: list[asyncio.Task[Any]] = []
 
     def run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a task of this process."""
         context = contextvars.copy_context()
         context.run(_current.set, self)
         task = self._world.loop.create_task(work, context=context)
-        self._tasks.append(task)
+        self.tasks.append(task)
         return task
 
     def called(self, of_orders: bool) -> None:
@@ -128,7 +129,7 @@ class Process:
         self._world.note("kill", self.name)
         self.wire.kill()
         self.workers.kill()
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
         if self.stream is not None:
             self.stream.kill()
@@ -147,6 +148,8 @@ class World:
         self.violations: list[str] = []
         self.asked: dict[str, Asked] = {}
         self.strangers: list[str] = []
+        self.overfilled: list[str] = []
+        self.deposited: list[tuple[int, Decimal]] = []
         self.calm = False
         self._keep = keep
         self._digest = hashlib.sha256()
@@ -211,6 +214,9 @@ class World:
             task.cancel()
         await self._settle()
         tasks[-1].cancel()
+        for task in [*tasks, *self.client.tasks]:
+            if task.done() and not task.cancelled() and task.exception() is not None:
+                self.violated(f"the simulation itself failed: {task.exception()!r}")
         for process in self.executions:
             process.kill()
         self.client.kill()
@@ -235,6 +241,10 @@ class World:
             (plan.user_cancels, self._user_cancel),
             (plan.halts, self._halt),
             (plan.strangers, self._stranger),
+            (plan.overfills, self._overfill),
+            (plan.deposits, self._deposit),
+            (plan.odd_statuses, self._odd_status),
+            (plan.product_flags, self._flag_product),
         ]
 
     async def _again(self, rate: float, act: Callable[[], Awaitable[None]]) -> None:
@@ -268,7 +278,7 @@ class World:
             await self.client.run(self._cancel_everything())
             if self._settled():
                 # What nobody here has asked for is found by the next look at everything.
-                await asyncio.sleep(12.0 if self.strangers else 1.0)
+                await asyncio.sleep(15.0 if self.strangers or self.deposited else 1.0)
                 if self._settled():
                     return
             await asyncio.sleep(1.0)
@@ -437,6 +447,50 @@ class World:
         else:
             self.note("stranger", name)
 
+    async def _overfill(self) -> None:
+        """The venue fills more of an order than was ordered."""
+        self.venue.exchange.advance(self.venue.now_ns())
+        resting = [order for order in self.venue.exchange.open_orders.values() if order.open_lots > 0]
+        if resting:
+            order = self.random.choice(resting)
+            try:
+                self.venue.exchange.force_fill(order.order_id, order.open_lots + 1, None, self.venue.now_ns())
+            except Refusal as refusal:
+                self.note("no overfill", str(refusal))
+            else:
+                self.overfilled.append(order.ticket.client_order_id)
+                self.note("overfill", order.ticket.client_order_id)
+
+    async def _deposit(self) -> None:
+        """Money comes or goes at the venue without an order."""
+        amount = Decimal(self.random.choice([-500, -1, 1, 500]))
+        self.venue.exchange.deposit("USD", amount, self.venue.now_ns())
+        self.deposited.append((self.venue.now_ns(), amount))
+        self.note("deposit", str(amount))
+
+    async def _odd_status(self) -> None:
+        """The venue shows a word for an order's state that says little, for a moment."""
+        if not self.venue.exchange.order_list:
+            return
+        order = self.random.choice(self.venue.exchange.order_list[-10:])
+        words = ["PENDING", "QUEUED"] if order.state is State.OPEN else ["UNKNOWN_ORDER_STATUS"]
+        self.venue.exchange.show(order.order_id, self.random.choice(words))
+        self.note("odd status", order.ticket.client_order_id, order.shown)
+        self.loop.call_later(self.random.uniform(0.2, 3.0), self._show_true, order.order_id)
+
+    def _show_true(self, order_id: str) -> None:
+        self.venue.exchange.show(order_id, "")
+
+    async def _flag_product(self) -> None:
+        """The venue takes no orders for a product for a while."""
+        product_id, flag = self.random.choice(PRODUCTS), self.random.choice(["trading_disabled", "cancel_only"])
+        self.venue.exchange.set_product(product_id, {flag: True}, self.venue.now_ns())
+        self.note("flag", product_id, flag)
+        self.loop.call_later(self.random.uniform(0.5, 5.0), self._unflag, product_id, flag)
+
+    def _unflag(self, product_id: str, flag: str) -> None:
+        self.venue.exchange.set_product(product_id, {flag: False}, self.venue.now_ns())
+
     async def _halt(self) -> None:
         state = self.random.choice([TradingState.HALTED, TradingState.CANCEL_ALL, TradingState.REDUCING])
         scope = self.random.choice(["account", "strategy|manual", "product|BTC-USD"])
@@ -467,7 +521,7 @@ class World:
                 break
             await asyncio.sleep(source.uniform(0.2, 1.5))
         if asked.accepted and source.random() < self.plan.amends:
-            await asyncio.sleep(source.expovariate(0.5))
+            await asyncio.sleep(source.expovariate(2.0))
             await self._amend(asked, source)
         if not asked.accepted or cancels_s is None:
             return
@@ -483,7 +537,7 @@ class World:
     async def _amend(self, asked: Asked, source: random.Random) -> None:
         """Another quantity, or another price, or both."""
         order, product = asked.order, MARKETS[asked.order.product_id].product
-        if order.limit_price is None:
+        if order.limit_price is None or (order.type, order.time_in_force) != (OrderType.LIMIT, TimeInForce.GTC):
             return
         lots = max(1, round(product.lots(order.quantity) * source.choice([0.5, 1.0, 1.5])))
         ticks = round(product.ticks(order.limit_price) * (1 + source.choice([-0.001, 0.0, 0.001])))
@@ -495,9 +549,12 @@ class World:
                 self.note("no amendment", order.client_order_id, str(error))
                 await asyncio.sleep(source.uniform(0.05, 1.0))
             else:
-                asked.amended = asked.amended or (verdict is not None and verdict.accepted)
                 self.note("amendment", order.client_order_id, verdict and verdict.kind)
-                return
+                if verdict is not None and verdict.kind != "DENIED":
+                    asked.amended = True
+                    return
+                # It may not be open yet.
+                await asyncio.sleep(source.uniform(0.05, 1.0))
 
     async def _ask(self, asked: Asked, product: Product) -> bool:
         """Ask once; whether that was answered for good."""
@@ -520,7 +577,7 @@ class World:
         kind = source.random()
         lots = source.choice([1, 100_000, 2_000_000, 20_000_000 if product_id == "BTC-USD" else 200_000_000])
         lots += source.randrange(1_000)
-        away = source.choice([-0.004, -0.0005, 0.0, 0.0005, 0.002])
+        away = source.choice([-0.004, -0.001, -0.0005, 0.0, 0.0005, 0.002])
         price = product.price(round(mid * (1 + (away if side is Side.BUY else -away))))
         tif = TimeInForce.GTC if kind < 0.65 else TimeInForce.IOC if kind < 0.85 else TimeInForce.FOK
         market = 0.65 <= kind < 0.75
