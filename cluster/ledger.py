@@ -234,6 +234,7 @@ def order_of(client_order_id: str, account: str, fields: Mapping[str, str]) -> O
         stop_price=Decimal(fields["stop_price"]) if fields.get("stop_price") else None,
         end_ns=int(fields["end_ns"]) if fields.get("end_ns") else None,
         reduce_only=fields.get("reduce_only") == "1",
+        strategy_version=fields.get("version", ""),
     )
 
 

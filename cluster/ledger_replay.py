@@ -131,7 +131,8 @@ class Held:
             "changed_us": self.changed_us,
         }
         found |= {name: str(figure) for name, figure in figures.items()}
-        found |= {"status": self.status, "by": self.by, "reduce_only": self.request[18], "warnings": self.warnings}
+        found |= {"status": self.status, "by": self.by, "reduce_only": self.request[18], "version": self.request[19]}
+        found["warnings"] = self.warnings
         found |= self.changed | ({"basis_lots": str(self.basis)} if self.basis else {})
         found |= {"amend": json.dumps(self.amend, sort_keys=True)} if self.amend else {}
         more = self.request[20] if len(self.request) > 20 else None

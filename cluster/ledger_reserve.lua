@@ -760,7 +760,7 @@ local function write_accepted(o, ctx)
     'tif', o.tif, 'quantity', o.quantity, 'limit_price', o.limit_price, 'post_only', o.post_only,
     'lots', lots, 'filled_lots', '0', 'filled_value', '0', 'fees', '0', 'reserved_lots', lots,
     'reserved_notional', notional, 'reserved_cash', cash, 'notional', notional, 'cash', cash, 'created_us', now,
-    'changed_us', now, 'by', o.by, 'reduce_only', o.reduce_only, 'warnings', warnings)
+    'changed_us', now, 'by', o.by, 'reduce_only', o.reduce_only, 'version', o.version, 'warnings', warnings)
   if o.stop_ticks or o.end_ns ~= '' then
     redis.call('HSET', ctx.base .. ':order:' .. o.id, 'stop_price', o.stop_price, 'end_ns', o.end_ns)
   end

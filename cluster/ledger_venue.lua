@@ -109,7 +109,7 @@ local function adopt(keys, args)
     'product', o.product, 'side', o.side, 'type', o.type, 'tif', o.tif, 'quantity', o.quantity, 'limit_price',
     o.limit_price, 'post_only', o.post_only, 'lots', o.lots, 'filled_lots', '0', 'filled_value', '0', 'fees', '0',
     'reserved_lots', o.lots, 'reserved_notional', text(notional), 'reserved_cash', text(cash), 'notional', text(notional),
-    'cash', text(cash), 'created_us', now, 'changed_us', now, 'by', o.by, 'reduce_only', o.reduce_only, 'warnings', '',
+    'cash', text(cash), 'created_us', now, 'changed_us', now, 'by', o.by, 'reduce_only', o.reduce_only, 'version', o.version, 'warnings', '',
     'venue_order_id', args[3])
   if o.stop_ticks or o.end_ns ~= '' then
     redis.call('HSET', base .. ':order:' .. o.id, 'stop_price', o.stop_price, 'end_ns', o.end_ns)

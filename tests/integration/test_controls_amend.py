@@ -227,6 +227,17 @@ async def test_a_halt_stands_in_an_amendments_way_and_counts_of_orders_do_not(bo
     assert await codes(books, lots=12) == ["REDUCE_ONLY_MODE"]
 
 
+async def test_an_amendment_is_of_the_version_that_sent_the_order(books: Books) -> None:
+    await books.open(limits={"strategy|manual|versions": "v1,v2"})
+    await resting(books, strategy_version="v1")
+    # As the front door does: what is amended is read back from the ledger.
+    kept = order_of("o-1", ACCOUNT, await books.ledger.order(ACCOUNT, "o-1") or {})
+    wanted = replace(kept, quantity=PRODUCTS["BTC-USD"].quantity(11))
+    verdict = await books.ledger.amend(wanted, PRODUCTS["BTC-USD"], KEY)
+    assert verdict is not None
+    assert verdict.kind == "ACCEPTED", verdict.answer
+
+
 async def test_of_three_who_amend_at_once_one_is_heard(books: Books) -> None:
     await books.open()
     await resting(books)

@@ -905,8 +905,7 @@ def _expected_figures(held: Held) -> tuple[object, ...]:
     """The order as the venue has it now, and what it holds."""
     product = PRODUCTS[held.order.product_id]
     price = None if held.ticks is None else product.price(held.ticks)
-    # The version was looked at when the order came.
-    now = replace(held.order, quantity=product.quantity(held.lots), limit_price=price, strategy_version="")
+    now = replace(held.order, quantity=product.quantity(held.lots), limit_price=price)
     return now, held.status, held.lots, held.filled, *held.holds, held.amend is not None
 
 
