@@ -30,7 +30,8 @@ from cluster.anchors import Anchors
 from cluster.ledger import Ledger
 from cluster.ledger_wire import Wire
 from cluster.venue import Venue
-from cluster.venue_endpoint import VenueError, configured_endpoint
+from cluster.venue_budget import shared_venue
+from cluster.venue_endpoint import VenueError
 from cluster.venue_stream import VenueStream
 from conf.limits import load_limits
 from conf.settings import Secrets, Settings
@@ -90,7 +91,7 @@ def live(life: Life) -> None:
         ledger: Any = WatchedLedger(plain_ledger, watch) if watch else plain_ledger
 
         def make() -> execution.Execution:
-            plain_venue = Venue(configured_endpoint(settings, life.secrets))
+            plain_venue = shared_venue(settings, life.secrets, ledger)
             venue: Any = WatchedVenue(plain_venue, watch) if watch else plain_venue
 
             def listen(product_ids: list[str]) -> VenueStream:
