@@ -4,7 +4,7 @@
 -- up. What a rule needs and does not find denies.
 
 -- A Lua function has at most 200 local variables, the library's own body too: of this part only these are seen later.
-local count_open, reserve, check, override_payload, read_order, amend
+local count_open, reserve, check, override_payload, read_order, amend, bracket_ticks
 
 do
 local RECENT_KEPT = 15
@@ -248,10 +248,14 @@ end
 -- Where a triggered bracket's limit lies beyond its trigger (Coinbase: 5 %), in parts per million.
 local BRACKET_PPM = 50000
 
+function bracket_ticks(stop_ticks)
+  return mul_div_up(stop_ticks, 1000000 + BRACKET_PPM, 1000000)
+end
+
 -- The price the order is valued at, in ticks: the worst it can reasonably be executed at. nil where none is known.
 local function price_of(o)
   if o.type == 'BRACKET' and o.side == 'BUY' then
-    return mul_div_up(o.stop_ticks, 1000000 + BRACKET_PPM, 1000000)
+    return bracket_ticks(o.stop_ticks)
   end
   local buffer = number_of(o.limits.account, 'market_buffer_ppm')
   if o.side == 'SELL' then

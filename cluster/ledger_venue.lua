@@ -90,7 +90,11 @@ local function adopt(keys, args)
   sound(base)
   local lots, ticks = positive(o.lots), o.ticks ~= '' and positive(o.ticks) or nil
   local ref = reference_of(base, o.product)
-  local price = ticks or (o.stop_ticks and positive(o.stop_ticks)) or (ref and ref.ask) or 0
+  local stop = o.stop_ticks and positive(o.stop_ticks)
+  local price = ticks or stop or (ref and ref.ask) or 0
+  if o.type == 'BRACKET' and o.side == 'BUY' and stop then
+    price = bracket_ticks(stop) or price
+  end
   local notional = price > 0 and value_up(lots, price, positive(o.num), positive(o.den)) or 0
   local account = limits_of(redis.call('HGET', base .. ':limits', 'account'))
   local fee_ppm = account and account.hard.taker_fee_ppm or 0

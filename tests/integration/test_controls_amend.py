@@ -405,3 +405,11 @@ async def test_an_order_taken_over_keeps_its_trigger_and_its_end(books: Books) -
     found = order("o-1", **stop(10_300, 10_200), time_in_force=TimeInForce.GTD, end_ns=time.time_ns() + 60 * NS_PER_S)
     assert await books.ledger.adopt(books.epoch, found, PRODUCTS["BTC-USD"], "v")
     assert order_of("o-1", ACCOUNT, await books.ledger.order(ACCOUNT, "o-1") or {}) == found
+
+
+async def test_a_bracket_purchase_taken_over_holds_what_one_that_is_asked_for_would(books: Books) -> None:
+    await books.open()
+    found = order("o-1", **stop(9_500, 10_200, OrderType.BRACKET))
+    wanted = (await books.check(found)).answer["reserved_cash_micros"]
+    assert await books.ledger.adopt(books.epoch, found, PRODUCTS["BTC-USD"], "v")
+    assert await held(books) == (10, 1_071_000, int(wanted))

@@ -23,6 +23,8 @@ SIDES: Final = {Side.BUY: "buy", Side.SELL: "sell"}
 RESTING: Final = frozenset({TimeInForce.GTC, TimeInForce.GTD})
 RECENT_MAX: Final = 15
 PPM: Final = 1_000_000
+BRACKET_PPM: Final = 50_000
+"""How far beyond its trigger a bracket is executed at the worst."""
 NO_LIMITS: Final = "versions=any short=allowed hours=always order_burst=1 " + " ".join(
     [f"{name}_ms=0" for name in ("duplicate_window", "reject_window", "repeat_window")]
     + [f"max_{what}=unlimited" for what in (
@@ -795,6 +797,8 @@ class Account(Holder):
             self.orders[order.client_order_id] = known
             return False
         price, cash = ticks or stop or self.quotes[order.product_id].ask, 0
+        if order.type is OrderType.BRACKET and order.side is Side.BUY and stop is not None:
+            price = ceil_div(stop * (PPM + BRACKET_PPM), PPM)
         notional = value_up(order.product_id, lots, price)
         if order.side is Side.BUY:
             cash = notional + ceil_div(notional * self.record("account").figure("taker_fee_ppm"), PPM)

@@ -9,11 +9,21 @@ from typing import Final, NamedTuple
 
 from strategies.model import LEDGER_INTEGER_MAX, Order, OrderType, Side, TimeInForce
 from tests.properties.ledger_limits import UNLIMITED, Limit
-from tests.properties.ledger_model import LEVELS, PPM, Account, Held, Quote, Window, Worth, ceil_div, content, value_up
+from tests.properties.ledger_model import (
+    BRACKET_PPM,
+    LEVELS,
+    PPM,
+    Account,
+    Held,
+    Quote,
+    Window,
+    Worth,
+    ceil_div,
+    content,
+    value_up,
+)
 
 RECENT_MIN: Final = 5
-BRACKET_PPM: Final = 50_000
-"""How far beyond its trigger a bracket is executed at the worst."""
 END_AHEAD_MS: Final = 1_000
 
 
