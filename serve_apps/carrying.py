@@ -29,6 +29,7 @@ CONSUMER: Final = "execution"
 OUTBOX_WAIT_MS: Final = 500
 CANCELS_AT_ONCE: Final = 100
 ENTRIES_AT_ONCE: Final = 64
+GIVEN_AGAIN_S: Final = 5.0
 # Once the venue does it again, nothing may wait longer than that before it is tried: both sides are equal in 5 s.
 BACKOFF_S: Final = (0.2, 2.0)
 # What surely changed nothing at the venue, and may be tried again.
@@ -46,6 +47,8 @@ class Carrier:
         self._to_cancel: asyncio.Queue[tuple[str, asyncio.Future[None]]] = asyncio.Queue()
         # Orders whose every attempt so far surely did not reach the venue: they may be sent without asking first.
         self._never_reached: set[str] = set()
+        # Entries that are being carried: who asks for what was given and is not finished gets these too.
+        self._under_way: set[str] = set()
 
     async def run(self) -> None:
         """Carry entries as they come, a bounded number at once; one that the venue keeps waiting holds up no other."""
@@ -58,6 +61,8 @@ class Carrier:
             finally:
                 gate.release()
 
+        looked_s = self._context.clock.monotonic_s()
+
         async with asyncio.TaskGroup() as group:
             group.create_task(self._cancel_together())
             # What was given to the one before us. Much of it may have to wait until it is settled what that one did
@@ -65,21 +70,30 @@ class Carrier:
             for entry in await self._ledger.outbox_read(account, CONSUMER, "0", 10_000):
                 group.create_task(self._carry(entry))
             while True:
+                if self._context.clock.monotonic_s() - looked_s > GIVEN_AGAIN_S:
+                    looked_s = self._context.clock.monotonic_s()
+                    # An execution that another has fenced may have been given entries after that one has begun.
+                    for entry in await self._ledger.outbox_read(account, CONSUMER, "0", 10_000):
+                        if entry.entry_id not in self._under_way:
+                            group.create_task(self._carry(entry))
                 for entry in await self._ledger.outbox_read(account, CONSUMER, ">", ENTRIES_AT_ONCE, OUTBOX_WAIT_MS):
                     if entry.kind == "CANCEL":
                         # A cancel waits behind no order.
                         group.create_task(self._carry(entry))
                         continue
+                    self._under_way.add(entry.entry_id)
                     await gate.acquire()
                     group.create_task(carry(entry))
 
     async def _carry(self, entry: OutboxEntry) -> None:
         """Do what one entry asks, again and again while the venue surely has not done it, then remove it."""
+        self._under_way.add(entry.entry_id)
         backoff_s = BACKOFF_S[0]
         while not await self._carried(entry):
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, BACKOFF_S[1])
         await self._ledger.outbox_done(self._context.account, [entry.entry_id])
+        self._under_way.discard(entry.entry_id)
 
     async def _carried(self, entry: OutboxEntry) -> bool:
         context = self._context
