@@ -136,14 +136,13 @@ class Wire:
     async def close(self) -> None:
         """Close the connections; who still waits for an answer gets ``LedgerUnavailable``, as does who comes later."""
         self._closed = True
-        if self._flushing is not None and not self._flushing.done():
-            # Ended, not left behind: a pipeline that nobody ends keeps its connection for ever.
-            self._flushing.cancel()
-            await asyncio.gather(self._flushing, return_exceptions=True)
         for call in self._waiting:
             if not call.future.done():
                 call.future.set_exception(LedgerUnavailable(_CLOSED))
         self._waiting.clear()
+        if self._flushing is not None:
+            # What is under way has an end by itself; cancelled, its pipeline would keep its connection for ever.
+            await asyncio.wait([self._flushing], timeout=2 * self._timeout_s)
         await self._client.aclose()
 
     async def send(self, *command: str) -> Any:

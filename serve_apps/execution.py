@@ -218,7 +218,8 @@ class Execution:
             # While orders end all the time some look shows one that has just ended; only what every look shows counts.
             standing = found.broken if standing is None else standing & found.broken
             found = found.standing(standing)
-            if not found.breaks and not found.explained:
+            # What is on its way takes its time; only what should be over in a moment is looked at again.
+            if not found.breaks and not any(line.why in PASSING for line in found.lines):
                 break
         if breaks := [*found.breaks, *self._too_long_explained(found)]:
             logger.error("the books of %s and the venue differ: %s", self._account, "; ".join(breaks))
