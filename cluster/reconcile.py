@@ -183,7 +183,10 @@ def compare_orders(
         if order is not None:
             found.pop(order.client_order_id, None)
             lines.append(_order_line(fields, order, products.get(fields["product"])))
-        elif status in {OrderStatus.RESERVED, OrderStatus.SENT}:
+        elif status is OrderStatus.RESERVED:
+            # Nobody has sent it: the venue need not know it, and it can be the reason of nothing.
+            lines.append(Line("order", name, status, "-", Verdict.OK, "not sent yet"))
+        elif status is OrderStatus.SENT:
             lines.append(Line("order", name, status, "-", Verdict.EXPLAINED, "on its way to the venue"))
         elif status is OrderStatus.UNKNOWN:
             lines.append(Line("order", name, status, "-", Verdict.EXPLAINED, "the venue has not answered"))

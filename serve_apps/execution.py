@@ -43,8 +43,9 @@ LOST_BACKOFF_S: Final = 10.0
 ANCHOR_INTERVAL_S: Final = 60.0
 ARCHIVE_INTERVAL_S: Final = 3600.0
 # A request that was sent may still be on its way to the venue; only after this long does "not found" mean "never came".
-# The venue's own time-out for a request is shorter.
+# Longer than a request may take; where more patience is set for those, as much longer.
 SETTLED_S: Final = 6.0
+USUAL_TIMEOUT_S: Final = 5.0
 # While the channels speak, everything is looked at anew only this often.
 SETTLE_ALL_S: Final = 5.0
 # A difference is looked at again before it counts: the venue's lists are not all of one instant.
@@ -98,7 +99,13 @@ class Execution:
         self._poll_s = settings.poll_interval_s if stream is None else max(settings.poll_interval_s, POLL_S_MIN)
         self._allow_transfer_key = allow_transfer_key
         self._context = ExecutionContext(
-            ledger, venue, settings.account, settings, self._ask, self._clock, settled_s=SETTLED_S
+            ledger,
+            venue,
+            settings.account,
+            settings,
+            self._ask,
+            self._clock,
+            settled_s=SETTLED_S + max(0.0, venue.endpoint.timeout_s - USUAL_TIMEOUT_S),
         )
         self._wake = asyncio.Event()
         self._live = LiveState(self._context, self._wake.set)
