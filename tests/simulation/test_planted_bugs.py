@@ -93,5 +93,4 @@ def test_a_planted_bug_is_found(bug: str) -> None:
             violations = run_plan(plan).violations
             if any(re.search(named, what) for what in violations):
                 return
-            assert not violations, f"found, but not named: {violations}"
     pytest.fail(f"{SEEDS_MAX} seeds and no sign of it: {bug}")
