@@ -289,8 +289,13 @@ ODD: Final[dict[str, tuple[bytes, set[int | None]]]] = {
     },
     **{
         f"method {method} on one": (head(method, "/v1/orders/o-1?account=main"), {405})
-        for method in ("PUT", "PATCH", "POST", "OPTIONS")
+        for method in ("PUT", "POST", "OPTIONS")
     },
+    "an amendment of nothing": (head("PATCH", "/v1/orders/o-1?account=main"), {400}),
+    "an amendment to nothing": (
+        head("PATCH", "/v1/orders/o-1?account=main", "content-length: 38") + b'{"quantity": "0", "limit_price": "0.0"}',
+        {400},
+    ),
     "no method there is": (head("BUY"), {400}),
     "a method in small letters": (head("post"), {400}),
     "CONNECT": (head("CONNECT", "desk:443"), {400, 405, None}),
