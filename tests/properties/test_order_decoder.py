@@ -266,8 +266,9 @@ def test_the_fuzzer_reaches_both_sides() -> None:
     """Of the mutated bodies some must still be orders, or the comparison with the other reader compares nothing."""
     accepted: list[bool] = []
 
+    # Always the same bodies: how many of 150 survive five accidents is otherwise a matter of luck, and once none did.
     @given(mutated())
-    @settings(patient, max_examples=150)
+    @settings(patient, max_examples=600, derandomize=True)
     def fuzz(body: bytes) -> None:
         accepted.append(survives(body) is not None)
 
