@@ -34,6 +34,7 @@ class Connection:
         context = ssl.create_default_context(cafile=str(simulator.state_dir / "ca.pem"))
         try:
             self._bare = self._run(self._open(f"wss://{simulator.host_port}{path}", context))
+            self._socket = self._bare.transport.get_extra_info("socket")
         except BaseException:
             self._end()
             raise
@@ -58,8 +59,8 @@ class Connection:
     async def _shut(self) -> None:
         await self._bare.close()
         self._bare.transport.abort()
-        # The transport frees its socket in the loop's next turns.
-        for _ in range(3):
+        # The transport frees its socket in one of the loop's next turns; left behind, it would fail some later test.
+        while self._socket.fileno() != -1:
             await asyncio.sleep(0)
 
     def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
@@ -68,6 +69,8 @@ class Connection:
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
         self._loop.close()
 
 
