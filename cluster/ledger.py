@@ -298,16 +298,7 @@ class Ledger:
             return Verdict(kind, {"client_order_id": order.client_order_id})
         if len(reply) == 3:
             return Verdict(kind, msgspec.json.decode(reply[2]))
-        answer = {
-            "client_order_id": order.client_order_id,
-            "verdict": "ACCEPTED",
-            "product_id": order.product_id,
-            "reserved_notional_micros": reply[2],
-            "reserved_cash_micros": reply[3],
-        }
-        if reply[4]:
-            answer["warnings"] = msgspec.json.decode(reply[4])
-        return Verdict(kind, answer)
+        return Verdict(kind, _accepted(order, reply))
 
     async def check(self, order: Order, product: Product | None, by: str, denials: Sequence[Denial] = ()) -> Verdict:
         """What ``reserve`` would answer to a new id, at this instant; nothing is written. Raises as ``reserve``."""
@@ -342,16 +333,7 @@ class Ledger:
             return None
         if kind == "DENIED":
             return Verdict(kind, msgspec.json.decode(reply[2]))
-        answer = {
-            "client_order_id": order.client_order_id,
-            "verdict": "ACCEPTED",
-            "product_id": order.product_id,
-            "reserved_notional_micros": reply[2],
-            "reserved_cash_micros": reply[3],
-        }
-        if reply[4]:
-            answer["warnings"] = msgspec.json.decode(reply[4])
-        return Verdict(kind, answer)
+        return Verdict(kind, _accepted(order, reply))
 
     async def request_cancel(self, account: str, client_order_id: str, by: str) -> tuple[str, str]:
         """Cancel at once what was not sent, else ask the venue: (status, CANCELLED | REQUESTED | ALREADY)."""
@@ -764,6 +746,20 @@ class Ledger:
 
     async def _send(self, *command: str) -> Any:
         return await self._wire.send(*command)
+
+
+def _accepted(order: Order, reply: Sequence[Any]) -> dict[str, Any]:
+    """What an acceptance says: ``reply`` is {kind, epoch, notional, cash, warnings}."""
+    answer = {
+        "client_order_id": order.client_order_id,
+        "verdict": "ACCEPTED",
+        "product_id": order.product_id,
+        "reserved_notional_micros": reply[2],
+        "reserved_cash_micros": reply[3],
+    }
+    if reply[4]:
+        answer["warnings"] = msgspec.json.decode(reply[4])
+    return answer
 
 
 def _packed(order: Order, product: Product | None, by: str, denials: Sequence[Denial], epoch: int) -> str:
