@@ -205,7 +205,10 @@ def test_a_large_order_is_filled_in_parts(venue: Venue, simulator: Simulator) ->
     seen = venue.order(venue_order_id)
     assert seen.status is OrderStatus.PARTIALLY_FILLED
     assert 0 < seen.filled_quantity < 900
-    assert venue.orders(["SOL-USD"], [OrderStatus.PARTIALLY_FILLED]) == [venue.order(venue_order_id)]
+    # The market's own trades go on filling it between two readings, so that these cannot be equal in all fields.
+    (listed,) = venue.orders(["SOL-USD"], [OrderStatus.PARTIALLY_FILLED])
+    assert listed.venue_order_id == venue_order_id
+    assert listed.filled_quantity >= seen.filled_quantity
     assert venue.cancel([venue_order_id]) == {venue_order_id: True}
     assert venue.order(venue_order_id).status is OrderStatus.CANCELLED
     assert balances(venue)["SOL"][1] == 0
