@@ -904,7 +904,7 @@ local function write_amending(o, ctx, order)
 end
 
 -- Why an order cannot be amended to `o` at all: nil, or a code, its value, its limit and the reason.
-local function amend_refusal(o, order)
+local function amend_refusal(base, o, order)
   local wanted = tonumber(o.lots) or 0
   if order.type ~= 'LIMIT' or order.tif ~= 'GTC' then
     return 'AMEND_TYPE', order.type .. ' ' .. order.tif, 'LIMIT GTC', 'the venue amends only limit orders that are good until cancelled'
@@ -912,7 +912,8 @@ local function amend_refusal(o, order)
     return 'AMEND_NOT_OPEN', order.status, 'OPEN', 'only an order the venue has taken, and that has not ended, can be amended'
   elseif order.amend then
     return 'AMEND_PENDING', order.amend, '', 'another amendment is on its way to the venue'
-  elseif order.cancel_entry then
+  elseif order.cancel_entry and #redis.call('XRANGE', base .. ':outbox', order.cancel_entry, order.cancel_entry) > 0 then
+    -- Once that entry is worked off the order has ended, or the venue did not cancel it and it may be amended again.
     return 'AMEND_NOT_OPEN', 'CANCEL_REQUESTED', 'OPEN', 'its cancellation is on its way to the venue'
   elseif wanted <= integer(order.filled_lots) then
     return 'AMEND_BELOW_FILLED', o.lots, order.filled_lots, 'the quantity must be more than what is filled'
@@ -938,10 +939,11 @@ function amend(keys, argv)
   end
   sound(base)
   local asked = order.amend and cjson.decode(order.amend) or order
-  if asked.lots == o.lots and asked.limit_price == o.limit_price and not TERMINAL[order.status] then
+  -- As numbers: the same price in other digits is the same question.
+  if asked.lots == o.lots and tonumber(asked.limit_price) == tonumber(o.limit_price) and not TERMINAL[order.status] then
     return { 'REPEATED', o.stored_epoch, order.notional, order.cash, '' }
   end
-  local code, value, limit, message = amend_refusal(o, order)
+  local code, value, limit, message = amend_refusal(base, o, order)
   local ctx = begin(base, o.us)
   if code then
     deny(o, code, 'account', value, limit, '', message)

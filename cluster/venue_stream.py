@@ -212,6 +212,8 @@ class VenueStream:
                 missing = ", ".join(sorted(connection.missing(wanted)))
                 return f"not subscribed within {self._open_timeout_s:g} s: {missing}"
             message = read_message(raw, products)
+            if connection.repeats(message):
+                continue  # and is no sign of life: a venue that says one thing for ever is silent
             reason = await connection.take(message, wanted)
             if reason:
                 return reason
@@ -234,6 +236,10 @@ class _Connection:
     def missing(self, wanted: frozenset[str]) -> frozenset[str]:
         """The channels the venue has neither confirmed nor spoken on."""
         return wanted - self._subscribed
+
+    def repeats(self, message: Message) -> bool:
+        """Whether it is the last message once more, which tells nothing new and means that nothing was missed."""
+        return self._expected is not None and message.sequence == self._expected - 1
 
     async def take(self, message: Message, wanted: frozenset[str]) -> str:
         """Pass the message's events on; returns why the connection must end, else an empty text."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from cluster.audit import verify
-from cluster.ledger import EnvironmentMixed, Ledger, Verdict, order_of
+from cluster.ledger import EnvironmentMixed, Ledger, Verdict, account_base, order_of
 from conf.settings import RedisSettings
 from strategies.model import NS_PER_S, OrderStatus, OrderType, Side, TimeInForce, TradingState
 from tests.books import ACCOUNT, ASKER, KEY, PRODUCTS, Books, order
@@ -180,9 +180,26 @@ async def test_only_an_open_limit_order_that_waits_for_ever_can_be_amended_and_n
     await resting(books, "o-2")
     await books.ledger.request_cancel(ACCOUNT, "o-2", KEY)
     assert await codes(books, "o-2", lots=11) == ["AMEND_NOT_OPEN"]
+    # A cancel that the venue did not carry out once made the order impossible to amend for good.
+    entries = await books.ledger._direct("XRANGE", f"{account_base(ACCOUNT)}:outbox", "-", "+")
+    await books.ledger.outbox_done(ACCOUNT, [entry for entry, fields in entries if fields["kind"] == "CANCEL"])
+    assert await codes(books, "o-2", lots=11) == []
     unknown = replace(books.orders["o-1"], client_order_id="nobody")
     assert await books.ledger.amend(unknown, PRODUCTS["BTC-USD"], KEY) is None
     assert ("AMEND_DENIED", "o-1") in await books.audit()
+
+
+async def test_the_same_amendment_in_other_digits_is_a_repeat(books: Books) -> None:
+    await books.open()
+    await resting(books, "o-1")
+    assert await codes(books, lots=11) == []
+    product = PRODUCTS["BTC-USD"]
+    price = product.price(9_000)
+    for digits in (price.normalize(), price * Decimal("1.000")):
+        asked = replace(books.orders["o-1"], quantity=product.quantity(11), limit_price=digits)
+        verdict = await books.ledger.amend(asked, product, KEY)
+        assert verdict is not None
+        assert verdict.kind == "REPEATED"
 
 
 @pytest.mark.parametrize(

@@ -342,10 +342,20 @@ async def gap(talk: Talk) -> None:
     await talk.beat_for_ever()
 
 
-async def repeat(talk: Talk) -> None:
+async def stuck(talk: Talk) -> None:
+    """The same message for ever is no sign of life."""
     await talk.subscribed()
     await talk.quote()
-    talk.sequence -= 1
+    while True:
+        await asyncio.sleep(0.01)
+        talk.sequence -= 1
+        await talk.quote()
+
+
+async def back(talk: Talk) -> None:
+    await talk.subscribed()
+    await talk.quote()
+    talk.sequence -= 2
     await talk.quote()
     await talk.beat_for_ever()
 
@@ -377,8 +387,9 @@ async def huge(talk: Talk) -> None:
         (cut, "ConnectionClosed", []),
         (silence, "nothing heard", []),
         (noise, "nothing heard", []),
+        (stuck, "nothing heard", []),
         (gap, "expected 3, got 6", [Gap(3, 6)]),
-        (repeat, "expected 3, got 2", [Gap(3, 2)]),
+        (back, "expected 3, got 1", [Gap(3, 1)]),
         (reorder, "expected 3, got 4", [Gap(3, 4)]),
         (huge, "1009", []),
     ],
@@ -396,6 +407,24 @@ async def test_a_connection_that_is_of_no_more_use_is_told_and_replaced(
     lost = [event for event in found if isinstance(event, Lost)]
     assert all(reason in event.reason and event.channel_group == "market" for event in lost)
     assert [event for event in found if isinstance(event, Gap)] == gaps * 2
+
+
+@pytest.mark.usefixtures("no_leftovers")
+async def test_a_message_that_comes_twice_is_told_once_and_costs_no_connection(folder: Path) -> None:
+    # It once counted as out of sequence: a venue that repeats half its messages was reconnected to all the time.
+    async def twice(talk: Talk) -> None:
+        await talk.subscribed()
+        for bid in ("100", "101", "102"):
+            await talk.quote(bid)
+            talk.sequence -= 1
+            await talk.quote(bid)
+        await talk.beat_for_ever()
+
+    async with serving(folder, twice) as server:
+        found = await until(stream_to(server.host_port, folder), has(Beat, 3))
+        assert len(server.talks) == 1
+    assert connections(found) == [1]
+    assert [event.bid for event in found if isinstance(event, Quote)] == [100, 101, 102]
 
 
 @pytest.mark.usefixtures("no_leftovers")

@@ -487,6 +487,8 @@ class LedgerPair:
         self._timed(self.ledger.outbox_done(name, [entry for entry, _, _ in done]))
         for _, kind, order_id in done:
             self.accounts[name].outbox.remove((kind, order_id))
+            if kind == "CANCEL":
+                self.accounts[name].orders[order_id].cancel_asked = False
         self.story.append(f"{name}: the outbox is worked off")
 
     def adopt(self, name: str, found: Order) -> bool:
