@@ -96,6 +96,14 @@ class Held:
         return self.request[6] in {"GTC", "GTD"} and bool(self.request[11]) and not stop
 
     @property
+    def rests_at(self) -> str:
+        """Its price in ticks; of one that is being amended the price nearer to the other side, old or new."""
+        if self.amend is None:
+            return str(self.request[11])
+        nearer = max if self.side == "BUY" else min
+        return nearer(str(self.request[11]), self.amend["ticks"], key=int)
+
+    @property
     def open(self) -> bool:
         """Whether it holds a reservation."""
         return self.status != "FILLED" and self.status not in ENDINGS
@@ -589,7 +597,7 @@ class Replay:
                 found[f":fills:{order.id}"] = dict.fromkeys(sorted(order.trades), "")
             if order.open and order.rests:
                 resting = found.setdefault(f":resting:{order.product}:{order.side}", {})
-                resting[order.id] = order.request[11]
+                resting[order.id] = order.rests_at
         return {suffix: fields for suffix, fields in found.items() if fields}
 
 

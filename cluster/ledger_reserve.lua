@@ -872,6 +872,7 @@ end
 
 -- Writes what an amendment may come to: of old and new the larger is held until the venue has said which it is.
 local function write_amending(o, ctx, order)
+  local resting = resting_key(ctx.base, order.product, order.side)
   local held_lots = math.max(o.lots, integer(order.reserved_lots))
   local held_notional = math.max(o.notional, integer(order.reserved_notional))
   local held_cash = math.max(o.cash, integer(order.reserved_cash))
@@ -890,7 +891,7 @@ local function write_amending(o, ctx, order)
   end
   local pending = { lots = text(o.whole_lots), quantity = o.quantity, limit_price = o.limit_price, ticks = text(o.ticks),
     left = text(o.lots), notional = text(o.notional), cash = text(o.cash), old_basis = order.basis_lots or order.lots,
-    old_notional = order.notional, old_cash = order.cash }
+    old_notional = order.notional, old_cash = order.cash, old_ticks = redis.call('ZSCORE', resting, o.id) }
   local held = { lots = text(held_lots), notional = text(held_notional), cash = text(held_cash) }
   audit(ctx, 'AMEND_REQUESTED', o.id, o.by, { to = pending, held = held })
   for _, w in ipairs(o.warnings) do
@@ -900,6 +901,8 @@ local function write_amending(o, ctx, order)
   redis.call('HSET', ctx.base .. ':order:' .. o.id, 'amend', cjson.encode(pending), 'basis_lots', held.lots, 'notional',
     held.notional, 'cash', held.cash, 'reserved_lots', held.lots, 'reserved_notional', held.notional, 'reserved_cash',
     held.cash)
+  -- Whichever price it has at the venue, an own order from the other side must not meet it: the nearer one counts.
+  redis.call('ZADD', resting, (order.side == 'BUY' and math.max or math.min)(o.ticks, pending.old_ticks), o.id)
   redis.call('XADD', ctx.base .. ':outbox', '*', 'kind', 'AMEND', 'id', o.id)
 end
 

@@ -73,7 +73,11 @@ local function amend_refused(keys, args)
     cash = integer(to.old_cash) }
   local ctx = begin(base, now_us())
   alert(ctx, 'SOFT', 'AMEND_REFUSED', 'strategy|' .. order.strategy, '', '', args[3], id)
-  return { settle_amend(ctx, id, order, 'AMEND_REFUSED', { reason = args[3] }, new), 'FIRST' }
+  local status = settle_amend(ctx, id, order, 'AMEND_REFUSED', { reason = args[3] }, new)
+  if not TERMINAL[status] and to.old_ticks then
+    redis.call('ZADD', resting_key(base, order.product, order.side), to.old_ticks, id)
+  end
+  return { status, 'FIRST' }
 end
 
 -- ARGV: epoch, order packed as for reserve, venue_order_id. An order the venue has and the ledger does not know becomes

@@ -323,6 +323,23 @@ async def test_an_order_with_a_trigger_is_valued_at_its_worst_and_stands_in_no_o
     assert int(verdict.answer["reserved_notional_micros"]) == notional
 
 
+async def test_while_an_amendment_is_on_its_way_own_orders_keep_clear_of_both_prices(books: Books) -> None:
+    # It once was the old price alone: a sell between the two met the own buy as soon as the venue had amended it.
+    await books.open(lots={"BTC-USD": 100}, limits={"account|self_trade": "deny"})
+    await resting(books)
+    own = {("SELF_TRADE", "account")}
+    assert await codes(books, ticks=9_600) == []
+    assert await books.codes("at the new one", ticks=9_600, lots=1, **SELL) == own
+    assert await books.codes("over it", ticks=9_601, lots=1, **SELL) == set()
+    await books.ledger.amend_refused(ACCOUNT, books.epoch, "o-1", "no")
+    assert await books.codes("over the old one again", ticks=9_590, lots=1, **SELL) == set()
+    assert await codes(books, ticks=9_500) == []
+    await books.ledger.amended(ACCOUNT, books.epoch, "o-1")
+    assert await codes(books, ticks=9_100) == []
+    assert await books.codes("at the present one", ticks=9_500, lots=1, **SELL) == own
+    assert await books.codes("over the present one", ticks=9_501, lots=1, **SELL) == set()
+
+
 async def test_a_trigger_the_market_has_passed_denies(books: Books) -> None:
     await books.open(lots={"BTC-USD": 100})
     assert await books.codes("at the ask", **stop(10_200, 10_100)) == {("STOP_PRICE", "product|BTC-USD")}

@@ -194,9 +194,14 @@ class Held:
 
     @property
     def rests_at(self) -> int | None:
-        """Its price in ticks where it may stand in the venue's book; one with a trigger does not, before."""
-        rests = self.order.type is OrderType.LIMIT and self.order.time_in_force in RESTING
-        return self.ticks if rests else None
+        """Its price in ticks where it may stand in the venue's book; one with a trigger does not, before.
+
+        While it is amended it may have the old price or the new one: what is nearer to the other side counts.
+        """
+        if self.order.type is not OrderType.LIMIT or self.order.time_in_force not in RESTING or self.ticks is None:
+            return None
+        nearer = max if self.order.side is Side.BUY else min
+        return nearer(self.ticks, self.amend.ticks) if self.amend else self.ticks
 
     @property
     def holds(self) -> Worth:
