@@ -72,6 +72,7 @@ class Held:
     basis: int = 0
     amend: dict[str, str] | None = None
     changed: dict[str, str] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
     expires_us: int | None = None
 
     @property
@@ -141,7 +142,7 @@ class Held:
         found |= {name: str(figure) for name, figure in figures.items()}
         found |= {"status": self.status, "by": self.by, "reduce_only": self.request[18], "version": self.request[19]}
         found["warnings"] = self.warnings
-        found |= self.changed | ({"basis_lots": str(self.basis)} if self.basis else {})
+        found |= self.changed | self.first | ({"basis_lots": str(self.basis)} if self.basis else {})
         found |= {"amend": json.dumps(self.amend, sort_keys=True)} if self.amend else {}
         more = self.request[20] if len(self.request) > 20 else None
         if isinstance(more, dict):
@@ -352,6 +353,8 @@ class Replay:
         account = self._record("account")
         self.book.advance_rate("a|msg_tat", row.us, account, "message_interval_us", "message_burst")
         order.amend = dict(data["to"])
+        # An amendment leaves both amounts as they were first, which is what a repeat of the order is answered with.
+        order.first = order.first or {"first_notional": str(order.notional), "first_cash": str(order.cash)}
         order.hold(held["lots"], held["lots"], held["notional"], held["cash"])
 
     def _amended(self, row: Row, data: Mapping[str, Any]) -> None:

@@ -811,7 +811,8 @@ function reserve(keys, argv)
   if refusal then
     return refusal
   end
-  local known = redis.call('HMGET', base .. ':order:' .. o.id, 'fingerprint', 'answer', 'notional', 'cash', 'warnings')
+  local known = redis.call('HMGET', base .. ':order:' .. o.id, 'fingerprint', 'answer', 'notional', 'cash', 'warnings',
+    'first_notional', 'first_cash')
   if known[1] then
     if known[1] ~= o.fingerprint then
       return { 'CONFLICT', o.stored_epoch, '' }
@@ -819,7 +820,8 @@ function reserve(keys, argv)
     if known[2] then
       return { 'REPEATED', o.stored_epoch, known[2] }
     end
-    return { 'REPEATED', o.stored_epoch, known[3], known[4], known[5] or '' }
+    -- What the caller was told at first, whatever the order has been amended to since.
+    return { 'REPEATED', o.stored_epoch, known[6] or known[3], known[7] or known[4], known[5] or '' }
   end
   if not is_admitted(base, o.stored_epoch) then
     return { 'RECONCILING', o.stored_epoch }
@@ -898,7 +900,10 @@ local function write_amending(o, ctx, order)
     alert(ctx, w.level or 'SOFT', w.code, w.scope, w.value, w.limit, w.message, o.id)
   end
   finish(ctx)
-  redis.call('HSET', ctx.base .. ':order:' .. o.id, 'amend', cjson.encode(pending), 'basis_lots', held.lots, 'notional',
+  local key = ctx.base .. ':order:' .. o.id
+  redis.call('HSETNX', key, 'first_notional', order.notional)
+  redis.call('HSETNX', key, 'first_cash', order.cash)
+  redis.call('HSET', key, 'amend', cjson.encode(pending), 'basis_lots', held.lots, 'notional',
     held.notional, 'cash', held.cash, 'reserved_lots', held.lots, 'reserved_notional', held.notional, 'reserved_cash',
     held.cash)
   -- Whichever price it has at the venue, an own order from the other side must not meet it: the nearer one counts.

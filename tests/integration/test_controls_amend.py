@@ -189,6 +189,19 @@ async def test_only_an_open_limit_order_that_waits_for_ever_can_be_amended_and_n
     assert ("AMEND_DENIED", "o-1") in await books.audit()
 
 
+async def test_a_repeat_of_an_order_is_answered_as_at_first_whatever_it_was_amended_to(books: Books) -> None:
+    await books.open()
+    first = await books.reserve(order("o-1", ticks=9_000))
+    await books.send("o-1")
+    await books.ledger.ack(ACCOUNT, books.epoch, "o-1", OrderStatus.OPEN, "venue-o-1")
+    for lots in (20, 5):
+        assert await codes(books, lots=lots) == []
+        assert (await books.reserve(order("o-1", ticks=9_000))).answer == first.answer
+        await books.ledger.amended(ACCOUNT, books.epoch, "o-1")
+        repeat = await books.reserve(order("o-1", ticks=9_000))
+        assert (repeat.kind, repeat.answer) == ("REPEATED", first.answer)
+
+
 async def test_the_same_amendment_in_other_digits_is_a_repeat(books: Books) -> None:
     await books.open()
     await resting(books, "o-1")
