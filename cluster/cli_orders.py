@@ -105,6 +105,9 @@ def orders_override(
     limit_price: str | None = LimitPriceOption,
     time_in_force: str | None = TimeInForceOption,
     post_only: bool = PostOnlyOption,
+    stop_price: str | None = StopPriceOption,
+    bracket: bool = BracketOption,
+    end_time: str | None = EndTimeOption,
     strategy: str = StrategyOption,
     account: str = AccountOption,
     client_order_id: str | None = typer.Option(None, "--id", help="The id the order will have; none that was used."),
@@ -113,7 +116,7 @@ def orders_override(
 ) -> None:
     """Ask that exactly this order may go over its limits, once. Another person approves; no halt is overridden."""
     body = order_body(product, side, quantity, limit_price, strategy, account, client_order_id)
-    body |= _optional(time_in_force, post_only)
+    body |= _optional(time_in_force, post_only, stop_price, end_time, bracket)
     asked = {"order": body, "reason": reason, "expires_s": minutes * 60}
     status, answer = call("POST", "/v1/risk/override", json=asked)
     if as_json:
