@@ -1,0 +1,188 @@
+"""What the parameter sets of a block share: each distinct indicator once, and the changes of target found in it.
+
+A sweep asks few windows of many sets. So a block is worked through in *tiles* of a few thousand bars: first the values
+of every distinct window on the tile's bars (the table), then, for each set, where its target changes within the tile.
+A table holds what the strategy's own step would compute, to the last bit: the step itself fills it, or a loop that does
+the same operations in the same order (tests/properties/test_switches.py compares both with the strategy's targets).
+
+Comparisons are made 64 bars at a time: a *word* has a bit for each bar, so a change is a bit that differs from the one
+before it, found by counting zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, cast
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+
+from strategies.compiled import compiled
+from strategies.model import Float64Array, Int64Array
+
+WORD: Final = 64
+ONE: Final = np.uint64(1)
+TWO: Final = np.uint64(2)
+LAST_BIT: Final = np.uint64(63)
+NOTHING: Final = np.uint64(0)
+EVERYTHING: Final = np.uint64(2**64 - 1)
+
+
+class Series(NamedTuple):
+    """The bars' columns, float64[n] each."""
+
+    open: Float64Array
+    high: Float64Array
+    low: Float64Array
+    close: Float64Array
+    volume: Float64Array
+
+
+class Windows(NamedTuple):
+    """The distinct windows of a block, int64[w], with the place in ``memory`` float64 where each keeps its state."""
+
+    sizes: Int64Array
+    places: Int64Array
+    memory: Float64Array
+
+
+class Changes(NamedTuple):
+    """Changes of target: set s has those from ``first[s]`` to before ``first[s + 1]``, ``bar`` counted in the tile."""
+
+    first: Int64Array
+    bar: Int64Array
+    target: Float64Array
+
+
+@dataclass(frozen=True)
+class Switches:
+    """How a strategy finds the changes of its target without visiting every bar of every set.
+
+    ``windows`` names the parameters that are windows; per distinct one the table has ``lines`` values a bar, and
+    ``memory`` = (a, b) says that it keeps ``a * window + b`` values from tile to tile (all 0 at first).
+
+    ``table(series, first, last, windows, table)`` fills ``table`` float64[w, lines, >= last - first] for the bars from
+    ``first`` to before ``last``, the next ones after those of the call before.
+    ``scan(rows, places, table, series, first, last, carried, changes)`` writes the changes in those bars: ``rows``
+    float64[m, k] are the parameters, ``places`` int64[m, len(windows)] where in the table each row's windows are,
+    ``carried`` float64[m, 2] is the scan's own from tile to tile (0 at first). NaN as a target counts as 0.
+    Both are compiled module globals of the strategy's file; ``on_bar`` alone says what the strategy means.
+    """
+
+    windows: tuple[str, ...]
+    lines: int
+    memory: tuple[int, int]
+    table: Callable[..., None]
+    scan: Callable[..., None]
+
+
+def _trailing_zeros(typing_context: Any, word: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), generate
+
+
+def _leading_zeros(typing_context: Any, word: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), generate
+
+
+# Zeros below the lowest and above the highest set bit of a uint64 (64 for 0), for compiled callers only: one
+# instruction each, which neither Python nor numba has a name for.
+trailing_zeros: Callable[[np.uint64], int] = cast(Any, intrinsic)(_trailing_zeros)
+leading_zeros: Callable[[np.uint64], int] = cast(Any, intrinsic)(_leading_zeros)
+
+
+@compiled
+def append_changes(
+    changes: Changes, count: int, begin: int, bars: int, long: np.uint64, short: np.uint64, held: float
+) -> int:
+    """Append the changes in one word of ``bars`` <= 64 bars beginning at ``begin``; the new number of changes.
+
+    Bit i of ``long`` and ``short`` says that bar ``begin + i`` wants 1 or -1, neither 0; ``held`` is wanted before.
+    """
+    was_long = ONE if held > 0.0 else NOTHING
+    was_short = ONE if held < 0.0 else NOTHING
+    changed = (long ^ ((long << ONE) | was_long)) | (short ^ ((short << ONE) | was_short))
+    changed &= EVERYTHING >> np.uint64(WORD - bars)
+    while changed != NOTHING:
+        bit = trailing_zeros(changed)
+        changes.bar[count] = begin + bit
+        changes.target[count] = wanted_at(long, short, bit)
+        count += 1
+        changed &= changed - ONE
+    return count
+
+
+@compiled
+def wanted_at(long: np.uint64, short: np.uint64, bit: int) -> float:
+    """1, -1 or 0 by the two bits."""
+    place = np.uint64(bit)
+    return float(np.int64((long >> place) & ONE) - np.int64((short >> place) & ONE))
+
+
+@compiled
+def latch(on: np.uint64, off: np.uint64, before: bool) -> np.uint64:
+    """Bit i is set where ``on`` was the last of ``on`` and ``off`` to be set up to bar i; without either, ``before``.
+
+    Where both are set ``on`` holds. This is the carry of an addition: a bar passes it on unless it is off.
+    """
+    passing = ~off
+    first = on | passing
+    total = first + on + (ONE if before else NOTHING)
+    carry_in = total ^ first ^ on
+    return on | (passing & carry_in)
+
+
+MEANS_MEMORY: Final = (0, 3)
+
+
+@compiled
+def means(series: Series, first: int, last: int, windows: Windows, table: Float64Array) -> None:
+    """The rolling means of the closes: ``rolling_mean_step``'s operations, lap by lap, without its ring."""
+    close = series.close
+    for w in range(windows.sizes.size):
+        size = windows.sizes[w]
+        place = windows.places[w]
+        position = int(windows.memory[place])
+        total = windows.memory[place + 1]
+        lap = windows.memory[place + 2]
+        line = table[w, 0]
+        i = first
+        while i < last:
+            stop = min(last, i + size - position)
+            position += stop - i
+            total, lap = _sum_on(close, i, stop, size, first, total, lap, line)
+            if position == size:
+                position = 0
+                total = lap
+                lap = 0.0
+                line[stop - 1 - first] = total
+            i = stop
+        windows.memory[place] = position
+        windows.memory[place + 1] = total
+        windows.memory[place + 2] = lap
+        for j in range(last - first):
+            line[j] /= size
+        for j in range(min(size - 1, last) - first):
+            line[j] = math.nan
+
+
+@compiled
+def _sum_on(
+    values: Float64Array, i: int, stop: int, size: int, first: int, total: float, lap: float, line: Float64Array
+) -> tuple[float, float]:
+    """Sums over the bars from ``i`` to before ``stop``, all within a lap; in the first lap nothing leaves."""
+    for j in range(i, stop):
+        value = values[j]
+        total += value - values[j - size] if j >= size else value
+        lap += value
+        line[j - first] = total
+    return total, lap
