@@ -30,7 +30,7 @@ from cluster.risk import NAME_PATTERN
 from cluster.run_folder import RunBusy, RunConflict, RunError, RunFailure, RunState, UnknownRun, replace_file, to_json
 from cluster.runs import code_identity
 from conf.settings import Settings
-from strategies.base import SpecError, Strategy, parameter_table
+from strategies.base import RULES, SpecError, Strategy, own_parameters
 from strategies.model import Granularity
 from strategies.registry import get
 from strategies.spec import BacktestSpec, Costs, Number, ProductId, parse_backtest, spec_error
@@ -84,6 +84,14 @@ class SessionSpec(_Record):
     @model_validator(mode="after")
     def _is_a_backtest(self) -> Self:
         self.backtest()
+        # Stops are carried out within a bar, and a session decides at its end: it would trade other than the backtest.
+        for info in RULES:
+            if self.params.get(info.name, info.default) != info.default:
+                raise SpecError(f"params.{info.name}", self.params[info.name], f"{info.default:g} in a live session")
+        if not self.costs.plain:
+            raise SpecError(
+                "costs", self.costs.model_dump(), "no more than fee, slippage, fill and cash in a live session"
+            )
         return self
 
     def backtest(self) -> BacktestSpec:
@@ -350,7 +358,7 @@ def parse_session(data: object) -> SessionSpec:
 def default_warm_up(strategy: Strategy, spec: BacktestSpec) -> int:
     """So many bars that every window of the strategy was full several times over."""
     vector = spec.parameters().vector().tolist()
-    table = parameter_table(strategy)
+    table = own_parameters(strategy)
     longest = sum(value for info, value in zip(table, vector, strict=True) if info.kind == "int" and value > 1)
     return min(WARM_UP_BARS_MAX, max(WARM_UP_BARS_MIN, WARM_UP_WINDOWS * int(longest)))
 

@@ -8,18 +8,24 @@ sent through the driver it would be lost with it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from cluster.run_folder import Block, RunFolder
-from jobs.results import Identity, ParameterSets, read_part, rows_of, write_part
-from strategies.backtest import run_block
-from strategies.model import Bars
-from strategies.spec import Costs
+from jobs.parts import Identity, read_part, write_part
+from jobs.plan import ParameterSets, Source
+from strategies.backtest import evaluate
+from strategies.model import Bars, Float64Array, Int64Array
+from strategies.spec import Costs, Sizing
 
 # Exactly what Tune gives its actors. With the same for the whole job they move into workers that are already up; a
 # difference of one variable makes Ray start new ones.
 WORKER_ENVIRONMENT: Final = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+# Enough bars to load every kernel, few enough to cost nothing.
+WARM_UP_BARS: Final = 32
 
 
 @dataclass(frozen=True)
@@ -28,23 +34,59 @@ class Work:
 
     folder: RunFolder
     identity: Identity
-    blocks: tuple[Block, ...]
     sets: ParameterSets
     bars: Bars
     costs: Costs
+    sizing: Sizing
+    cuts: Int64Array
 
 
 def evaluate_block(config: dict[str, Any], work: Work) -> dict[str, Any]:
-    """The trainable: compute block ``config["block"]`` and put its rows into the run folder, unless they are there."""
-    index: int = config["block"]
-    block = work.blocks[index]
-    started_s = time.perf_counter()
+    """The trainable: compute the sets of a block and put their rows into the run folder, unless they are there.
+
+    ``config`` is what ``config_of`` makes of the block; ``seconds`` of the result is what computing and writing took.
+    """
+    block = Block(**config["block"])
+    path = work.folder.part_file(block)
     # A worker that was killed after writing leaves a good part behind.
-    if read_part(work.folder, index, block, work.identity) is None:
-        matrix = rows_of(block, work.sets)
-        metrics = run_block(block.strategy, matrix, work.bars, work.costs)
-        write_part(work.folder, index, block, matrix, metrics, work.identity)
-    return {"block": index, "seconds": time.perf_counter() - started_s}
+    if path.exists() and (found := read_part(path, work.identity)) is not None and found[0] == block:
+        return {"seconds": 0.0}
+    given = config.get("rows")
+    matrix = rows_of(block, work.sets) if given is None else np.array(given, dtype=np.float64)
+    _load_kernels(block.strategy, matrix, work)
+    started_s = time.perf_counter()
+    found_rows = evaluate(block.strategy, matrix, work.bars, work.costs, work.sizing, work.cuts)
+    write_part(work.folder, block, matrix, found_rows.metrics, found_rows.moments, work.identity)
+    return {"seconds": time.perf_counter() - started_s}
+
+
+def config_of(block: Block, rows: Float64Array | None = None) -> dict[str, Any]:
+    """The trial of a block; with ``rows`` float64[m, k] where its sets are not those of ``Work.sets``."""
+    return {"block": block.model_dump()} | ({} if rows is None else {"rows": rows.tolist()})
+
+
+def compute_here(
+    work: Work,
+    source: Source,
+    on_block: Callable[[Block, float], None],
+    until: Callable[[], bool] = lambda: False,
+) -> None:
+    """Compute the blocks of ``source`` in this process, one after the other, till there is none or ``until()``."""
+    while not until() and (block := source.next()) is not None:
+        seconds = float(evaluate_block(config_of(block, source.rows(block)), work)["seconds"])
+        source.done(block, seconds)
+        on_block(block, seconds)
+
+
+def rows_of(block: Block, sets: ParameterSets) -> Float64Array:
+    """The block's parameter sets: float64[m, k]."""
+    first = sum(len(matrix) for _, matrix in sets[: block.grid])
+    return sets[block.grid][1][block.start - first : block.stop - first]
+
+
+def _load_kernels(strategy: str, matrix: Float64Array, work: Work) -> None:
+    """Load what a strategy calls before the clock runs: a worker does it once, and it says nothing of a set's cost."""
+    evaluate(strategy, matrix[:1], work.bars.between(0, WARM_UP_BARS), work.costs, work.sizing)
 
 
 def connect() -> int:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from strategies.base import RULES
 from strategies.metrics import METRICS
 from strategies.model import Float64Array
 
@@ -38,6 +39,8 @@ def planes_of(table: pa.Table, titles: Mapping[str, str], sort_by: str) -> list[
 
 def _planes(rows: pa.Table, sort_by: str) -> list[dict[str, Any]]:
     best: dict[str, float] = json.loads(rows["params"][0].as_py())
+    # A row leaves out the rules it does not use; where another one uses them they have a column.
+    best = {info.name: info.default for info in RULES if info.name in rows.column_names} | best
     columns = {name: rows[name].to_numpy().astype(np.float64) for name in best}
     metric = rows[sort_by].to_numpy()
     varying = [name for name, column in columns.items() if np.ptp(column) > 0]

@@ -1,9 +1,10 @@
 """A sweep as a Ray job: ``python -m jobs.sweep --run-dir DIR --bars-dir DIR`` computes the run laid out in DIR.
 
-Starting and going on are the same: the specification and the bars are checked, the blocks whose parts are in place are
-counted as done, the others are computed, then the table, the summary and the report are written. Exit status: 0 done,
-1 failed, 2 refused before Ray was joined, 3 another driver is at work, 128 + signal stopped. What went wrong is in
-DIR/progress.json.
+Starting and going on are the same: the specification and the bars are checked, the sets whose parts are in place are
+counted as done, the others are computed, then the table, the summary and the report are written. The first sets of each
+grid are computed here, which tells what the others cost; what is worth no worker's start is computed here as well. Exit
+status: 0 done, 1 failed, 2 refused before Ray was joined, 3 another driver is at work, 128 + signal stopped. What went
+wrong is in DIR/progress.json.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import numpy as np
+
 from cluster.market_data import BarStore, MarketDataError
 from cluster.runs import (
+    Block,
     Progress,
     RunBusy,
     RunConflict,
@@ -37,9 +41,11 @@ from cluster.runs import (
     read_bars,
     spec_hash,
 )
-from jobs import blocks, results
-from strategies.backtest import SweepSpec, run_block
+from jobs import blocks, parts, results
+from jobs.plan import GridPlan, ParameterSets
+from strategies.backtest import SweepSpec
 from strategies.model import Bars
+from strategies.segments import plan_segments
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -47,17 +53,9 @@ REFUSED: Final = 2
 BUSY: Final = 3
 
 PROGRESS_INTERVAL_S: Final = 0.2
-# One parameter set on one bar, of the five strategies on average (35 to 75 ns measured), and up to how many of these
-# (some seconds of work) that is good enough to plan with.
-EVALUATION_COST_S: Final = 55e-9
-EVALUATIONS_GUESSED_MAX: Final = 50_000_000
-# Enough bars to compile or load every kernel, few enough to cost nothing.
-WARM_UP_BARS: Final = 32
 # A worker costs two seconds of a core before its first block (Ray, Tune and kernels to load), so another one must have
-# at least this much to do. Measured on two cores: 970 sets of 20,000 bars are done a third sooner by one than by two.
+# at least this much to do, and what is less than this in all is done by the driver alone.
 WORKER_SECONDS_MIN: Final = 2.0
-SAMPLE_SETS: Final = 4
-SAMPLE_SECONDS_MAX: Final = 0.1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +105,7 @@ class Run:
     spec: SweepSpec
     record: RunRecord
     bars: Bars
-    sets: results.ParameterSets
+    sets: ParameterSets
 
 
 def check(folder: RunFolder, store: BarStore, state: Reporter) -> Run | None:
@@ -130,7 +128,8 @@ def check(folder: RunFolder, store: BarStore, state: Reporter) -> Run | None:
         bars = read_bars(store, spec)
         record = describe_run(folder.run_id, store, spec, "sweep", time.time_ns())
     # What counts is the code that computes, and that may be another machine's than the one that laid out the folder.
-    record = record.model_copy(update=code_identity())
+    cuts = record.cuts or tuple(plan_segments(len(bars)).tolist())
+    record = record.model_copy(update=code_identity() | {"cuts": cuts})
     folder.write_record(record)
     folder.parts_dir.mkdir(exist_ok=True)
     state.begin(record.set_count)
@@ -139,68 +138,56 @@ def check(folder: RunFolder, store: BarStore, state: Reporter) -> Run | None:
 
 def compute(run: Run, state: Reporter) -> None:
     """Compute what is missing, then write what the run is for."""
+    state.phase("computing")
+    plan = GridPlan(run.sets, parts.finished_blocks(run.folder, run.record))
+    state.resumed(run.record.set_count - plan.left)
+    work = work_of(run)
+
+    def on_block(block: Block, seconds: float) -> None:
+        state.block(block, seconds)
+
+    blocks.compute_here(work, plan, on_block, until=lambda: plan.all_known)
+    if plan.left_s < WORKER_SECONDS_MIN:
+        blocks.compute_here(work, plan, on_block)
+    if plan.finished:
+        finish(run, state)
+        return
     state.phase("connecting")
     cpus = blocks.connect()
     stop_on_signals(state)  # joining Ray has set its own handler
-    state.phase("planning")
-    set_cost_s = set_costs(run)
-    if not run.record.blocks:
-        plan = results.plan_blocks(run.sets, set_cost_s, _workers(run, set_cost_s, cpus))
-        run = Run(run.folder, run.spec, run.record.model_copy(update={"blocks": plan}), run.bars, run.sets)
-        run.folder.write_record(run.record)
-    finished = results.finished_blocks(run.folder, run.record)
-    state.resumed(sum(_size(run, index) for index in finished))
-    missing = [index for index in range(len(run.record.blocks)) if index not in finished]
     state.phase("computing")
-    if not missing:
-        finish(run, state)
-        return
+    # As many as there are CPUs, but none that would start for less work than its start costs.
+    plan.workers = max(1, min(cpus, round(plan.left_s / WORKER_SECONDS_MIN)))
     from jobs.trials import run_blocks
 
-    work = blocks.Work(
-        run.folder, results.Identity.of(run.record), run.record.blocks, run.sets, run.bars, run.spec.costs
+    run_blocks(work, plan, plan.workers, on_block, on_last=lambda: finish(run, state))
+
+
+def work_of(run: Run) -> blocks.Work:
+    """What the workers of ``run`` get."""
+    return blocks.Work(
+        run.folder,
+        parts.Identity.of(run.record),
+        run.sets,
+        run.bars,
+        run.spec.costs,
+        run.spec.sizing,
+        np.array(run.record.cuts, dtype=np.int64),
     )
-    run_blocks(
-        work,
-        missing,
-        _workers(run, set_cost_s, cpus),
-        on_block=lambda index, seconds: state.block(index, _size(run, index), seconds),
-        on_last=lambda: finish(run, state),
-    )
-
-
-def set_costs(run: Run) -> list[float]:
-    """Seconds of CPU one parameter set of each grid takes: measured here where a wrong guess would cost something.
-
-    On the way the kernels are compiled, once and not by every worker at the same time. A small sweep is not worth it:
-    loading the kernels takes as long as half of its blocks.
-    """
-    if run.record.set_count * run.record.bar_count <= EVALUATIONS_GUESSED_MAX:
-        return [EVALUATION_COST_S * run.record.bar_count] * len(run.sets)
-    costs_s: list[float] = []
-    for strategy, matrix in run.sets:
-        run_block(strategy, matrix[:1], run.bars.between(0, WARM_UP_BARS), run.spec.costs)
-        # Time on the CPU: what else this machine does must not change the plan.
-        done, started_s = 0, time.process_time()
-        while done < SAMPLE_SETS and time.process_time() - started_s < SAMPLE_SECONDS_MAX:
-            row = done * (len(matrix) - 1) // SAMPLE_SETS
-            run_block(strategy, matrix[row : row + 1], run.bars, run.spec.costs)
-            done += 1
-        costs_s.append((time.process_time() - started_s) / done)
-    return costs_s
 
 
 def finish(run: Run, state: Reporter) -> None:
     """Write the table, the best set's curves, the summary and the report, and mark the run SUCCEEDED."""
     state.phase("ranking")
-    table = results.assemble(run.folder, run.record, run.spec, run.sets)
-    results.write_table(run.folder, table)
-    results.write_best(run.folder, run.spec, results.top_rows(table, 1)[0], run.bars)
-    speed = results.Speed(state.computed_sets, state.blocks_s, state.timings_s())
-    summary = results.summarise(run.record, run.spec, table, speed)
+    table, moments = results.assemble(run.folder, run.record, run.sets)
+    ranked = results.rank(table, {}, run.spec)
+    results.write_results(run.folder, ranked)
+    results.write_best(run.folder, run.spec, ranked.top(1)[0], run.bars)
+    speed = results.Speed(state.computed_sets, state.computed_blocks, state.blocks_s, state.timings_s())
+    summary = results.summarise(run.record, run.spec, ranked, speed)
     results.write_summary(run.folder, summary)
     for place, row in enumerate(summary["top"], 1):
-        print(f"{place:3}. {row['strategy']} {row['params']} {run.spec.sort_by} {row[run.spec.sort_by]}", flush=True)
+        print(f"{place:3}. {row['strategy']} {row['params']} {ranked.sorted_by} {row[ranked.sorted_by]}", flush=True)
     state.phase("reporting")
     from jobs.report import write_report
 
@@ -216,6 +203,7 @@ class Reporter:
     folder: RunFolder
     started_ns: int = field(default_factory=time.time_ns)
     computed_sets: int = 0
+    computed_blocks: int = 0
     _blocks_began_s: float = math.inf
     _blocks_ended_s: float = math.inf
     _progress: Progress = field(init=False)
@@ -244,14 +232,17 @@ class Reporter:
             print(f"going on: {done_sets} of {self._progress.total_sets} sets are done", flush=True)
         self._write(done_sets=done_sets)
 
-    def block(self, index: int, size: int, seconds: float) -> None:
+    def block(self, block: Block, seconds: float) -> None:
         """A block has been computed, which took ``seconds`` until now."""
+        size = block.stop - block.start
         self.computed_sets += size
+        self.computed_blocks += 1
         self._blocks_ended_s = time.monotonic()
         self._blocks_began_s = min(self._blocks_began_s, self._blocks_ended_s - seconds)
         done = self._progress.done_sets + size
         self._progress = self._progress.model_copy(update={"done_sets": done})
-        print(f"block {index}: {size} sets in {seconds:.2f} s, {done} of {self._progress.total_sets} done", flush=True)
+        what = f"block {block.start}-{block.stop}: {size} sets in {seconds:.2f} s"
+        print(f"{what}, {done} of {self._progress.total_sets} done", flush=True)
         if time.monotonic() - self._written_s >= PROGRESS_INTERVAL_S:
             self._write()
 
@@ -303,16 +294,6 @@ def _succeeded(folder: RunFolder) -> bool:
         return folder.progress().state == RunState.SUCCEEDED
     except RunError:
         return False  # a lost or damaged progress.json is no reason to refuse: this driver writes a new one
-
-
-def _workers(run: Run, set_cost_s: Sequence[float], cpus: int) -> int:
-    """As many as there are CPUs, but none that would start for less work than its start costs."""
-    total_s = sum(len(matrix) * cost_s for (_, matrix), cost_s in zip(run.sets, set_cost_s, strict=True))
-    return max(1, min(cpus, round(total_s / WORKER_SECONDS_MIN)))
-
-
-def _size(run: Run, index: int) -> int:
-    return run.record.blocks[index].stop - run.record.blocks[index].start
 
 
 def stop_on_signals(state: Reporter) -> None:

@@ -20,6 +20,7 @@ from serve_apps.api_problems import invalid_request
 from serve_apps.api_shapes import Shape
 from serve_apps.problem import Problem
 from strategies.backtest import BacktestSpec, SpecError, SweepSpec, parse_backtest, parse_spec
+from strategies.base import RULE_NAMES
 
 # Validating a grid expands it in this process, so the API takes smaller ones than the command line.
 SETS_MAX: Final = 1_000_000
@@ -76,13 +77,14 @@ def read_submission(body: Mapping[str, Any], idempotency_key: str | None, key_id
 
 def sweep_of(backtest: BacktestSpec) -> SweepSpec:
     """The sweep of one set that a backtest is."""
+    rules = {name: value for name, value in backtest.params.items() if name in RULE_NAMES}
     return SweepSpec.model_validate(
         {
             **backtest.model_dump(exclude={"strategy", "params"}),
             "grids": [
                 {
                     "strategy": backtest.strategy,
-                    "grid": {name: [value] for name, value in backtest.parameters().model_dump().items()},
+                    "grid": {name: [value] for name, value in {**backtest.parameters().model_dump(), **rules}.items()},
                 }
             ],
         }

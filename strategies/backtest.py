@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies import kernel
-from strategies.base import SpecError, Strategy, parameter_table
+from strategies.base import RULES, SpecError, Strategy, full_matrix, full_vector, parameter_table
 from strategies.compiled import compiled, forget_stale, read_only
-from strategies.metrics import METRICS, NS_PER_YEAR, metrics_of
+from strategies.metrics import METRICS, MOMENTS, NS_PER_YEAR, metrics_of, moments_of
 from strategies.model import Bars, Float64Array, Granularity, Int64Array
 from strategies.registry import STRATEGIES, get
 from strategies.spec import (
     BacktestSpec,
     Costs,
     Range,
+    Sizing,
     StrategyGrid,
     SweepSpec,
     parse_backtest,
@@ -34,11 +35,14 @@ __all__ = [
     "BacktestSpec",
     "BarsError",
     "Costs",
+    "Evaluation",
     "Range",
     "Result",
+    "Sizing",
     "SpecError",
     "StrategyGrid",
     "SweepSpec",
+    "evaluate",
     "parse_backtest",
     "parse_spec",
     "run",
@@ -74,6 +78,18 @@ class AccountingError(ValueError):
 
     def __reduce__(self) -> tuple[type[AccountingError], tuple[str, int, str]]:
         return AccountingError, (self.strategy, self.bar_index, self.rule)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What m parameter sets came to: ``metrics`` float64[m, 13] as ``METRICS``, ``moments`` float64[m, S, 6].
+
+    ``moments`` are, for each of S segments of bars, how many returns, the sums of their first four powers, and the
+    segment's growth (``metrics.moments_of``).
+    """
+
+    metrics: Float64Array
+    moments: Float64Array
 
 
 @dataclass(frozen=True)
@@ -118,26 +134,47 @@ def run(spec: BacktestSpec, bars: Bars) -> Result:
     return Result(spec, bars.ts_ns, trace.equity, target, trace.units, fills, metrics)
 
 
-def run_block(strategy: str, matrix: Float64Array, bars: Bars, costs: Costs) -> Float64Array:
-    """Metrics float64[m, 13] (columns as ``METRICS``) for the rows of ``matrix`` float64[m, k] on ``bars`` (n >= 1).
+def evaluate(
+    strategy: str | Strategy,
+    matrix: Float64Array,
+    bars: Bars,
+    costs: Costs,
+    sizing: Sizing | None = None,
+    cuts: Int64Array | None = None,
+) -> Evaluation:
+    """Run the rows of ``matrix`` float64[m, k + 6] (as ``parameter_table``) on ``bars`` (n >= 1); nothing else is kept.
 
+    float64[m, k] is taken as well: every rule is at its default then. ``cuts`` int64[S + 1] begins with 0, rises and
+    ends with n: segment s is the bars from ``cuts[s]`` to before ``cuts[s + 1]``; without them S is 0.
     Raises ``UnknownStrategy``, ``SpecError`` naming the row and parameter, ``BarsError`` or ``AccountingError``.
     """
-    chosen = get(strategy)
+    chosen = get(strategy) if isinstance(strategy, str) else strategy
     rows = _checked_matrix(chosen, matrix)
     series = _series(bars)
-    trace = kernel.new_trace(0)
+    borders = _checked_cuts(cuts, len(bars))
+    own = rows[:, : rows.shape[1] - len(RULES)]
+    trace = kernel.new_trace(len(bars) if borders.size else 0)
     metrics = np.empty((len(rows), len(METRICS)))
-    for position, vector in enumerate(rows):
-        target = chosen.targets(vector, *series.prices_and_volume)
+    moments = np.empty((len(rows), max(borders.size - 1, 0), len(MOMENTS)))
+    for position, vector in enumerate(own):
+        target = chosen.targets(read_only(vector), *series.prices_and_volume)
         metrics[position] = metrics_of(_account(chosen, target, series, costs, trace).tallies, series.years)
-    return metrics
+        if borders.size:
+            moments_of(read_only(trace.equity), borders, costs.initial_cash, moments[position])
+    return Evaluation(metrics, moments)
+
+
+def run_block(
+    strategy: str | Strategy, matrix: Float64Array, bars: Bars, costs: Costs, sizing: Sizing | None = None
+) -> Float64Array:
+    """The metrics of ``evaluate`` alone, float64[m, 13]."""
+    return evaluate(strategy, matrix, bars, costs, sizing).metrics
 
 
 def targets_of(strategy: Strategy, vector: Float64Array, bars: Bars) -> Float64Array:
     """The strategy's targets float64[n] on ``bars``, without accounts; raises as ``run_block`` does."""
     rows = _checked_matrix(strategy, np.asarray(vector, dtype=np.float64)[np.newaxis])
-    return strategy.targets(rows[0], *_series(bars).prices_and_volume)
+    return strategy.targets(read_only(rows[0, : -len(RULES)]), *_series(bars).prices_and_volume)
 
 
 def warm() -> None:
@@ -147,7 +184,8 @@ def warm() -> None:
     ts_ns = np.arange(3, dtype=np.int64) * Granularity.ONE_DAY.ns
     bars = Bars("WARM-UP", Granularity.ONE_DAY, ts_ns, price, price, price, price, price)
     for name, strategy in STRATEGIES.items():
-        run_block(name, strategy.params().vector()[np.newaxis], bars, Costs())
+        cuts = np.array([0, 1, 3], dtype=np.int64)
+        evaluate(name, full_vector(strategy.params())[np.newaxis], bars, Costs(), cuts=cuts)
         run(BacktestSpec(product_id="WARM-UP", granularity=Granularity.ONE_DAY, strategy=name), bars)
 
 
@@ -226,6 +264,8 @@ def _first_not_later(ts_ns: Int64Array) -> int:
 def _checked_matrix(strategy: Strategy, matrix: Float64Array) -> Float64Array:
     table = parameter_table(strategy)
     values = np.asarray(matrix)
+    if values.ndim == 2 and values.dtype == np.float64 and values.shape[1] == len(table) - len(RULES):
+        values = full_matrix(strategy, values)
     if values.dtype != np.float64 or values.ndim != 2 or values.shape[1] != len(table):
         raise SpecError("matrix", f"{values.dtype}{values.shape}", f"float64(m, {len(table)})")
     for column, info in enumerate(table):
@@ -241,6 +281,17 @@ def _checked_matrix(strategy: Strategy, matrix: Float64Array) -> Float64Array:
         row = int(np.argmin(kept))
         rules = " and ".join(f"{lesser} < {greater}" for lesser, greater in strategy.params.BELOW)
         raise SpecError(f"matrix[{row}]", values[row].tolist(), rules)
+    return read_only(values)
+
+
+def _checked_cuts(cuts: Int64Array | None, length: int) -> Int64Array:
+    if cuts is None:
+        return read_only(np.empty(0, dtype=np.int64))
+    values = np.asarray(cuts)
+    if values.dtype != np.int64 or values.ndim != 1 or values.size < 2:
+        raise SpecError("cuts", f"{values.dtype}{values.shape}", "int64(S + 1) with S of 1 or more")
+    if values[0] != 0 or values[-1] != length or not (np.diff(values) > 0).all():
+        raise SpecError("cuts", values.tolist(), f"bar numbers that rise from 0 to {length}")
     return read_only(values)
 
 

@@ -49,8 +49,26 @@ def compiled_step(function: Function) -> Function:
     return _compiled(function, "always")
 
 
-def _compiled(function: Function, inline: Literal["never", "always"]) -> Function:
-    dispatcher = numba.njit(nogil=True, error_model="numpy", inline=inline)(function)
+def compiled_sums(function: Function) -> Function:
+    """``compiled``, with sums taken in whatever order is fastest: for statistics, never for money."""
+    return _compiled(function, "never", reordered=True)
+
+
+def compiled_guarded(function: Function, *, step: bool = False) -> Function:
+    """``compiled`` (or ``compiled_step``) for code of users: an index outside an array is an ``IndexError``.
+
+    Without the guard it reads or overwrites whatever lies there. Measured on an SMA: an eighth of the speed.
+    """
+    return _compiled(function, "always" if step else "never", guarded=True)
+
+
+def _compiled(
+    function: Function, inline: Literal["never", "always"], guarded: bool = False, reordered: bool = False
+) -> Function:
+    options: dict[str, Any] = {"fastmath": {"reassoc"}} if reordered else {}
+    dispatcher = numba.njit(nogil=True, error_model="numpy", inline=inline, boundscheck=guarded or None, **options)(
+        function
+    )
     if hasattr(dispatcher, "py_func"):
         # What numba's own enable_caching() does, with our key and place.
         cast(Any, dispatcher)._cache = cast(Any, _FloorCache)(function)
@@ -129,11 +147,14 @@ class _FloorCacheLocator(_CacheLocator):
         stamp = _floor_hash()
         if source.parent != FLOOR:  # a test's function, say: its own file counts as well
             stamp = hashlib.sha256(stamp.encode() + source.read_bytes()).hexdigest()
-        return cls(py_func.__code__.co_firstlineno, stamp, _cache_folder(source, f"{FOLDER_PREFIX}{stamp[:16]}"))
+        return cls(py_func.__code__.co_firstlineno, stamp, cache_folder(source, f"{FOLDER_PREFIX}{stamp[:16]}"))
 
 
-def _cache_folder(source: Path, name: str) -> Path:
-    """The first folder that is there or can be made; an image's may be there to read only."""
+def cache_folder(source: Path, name: str) -> Path:
+    """The first folder that is there or can be made; an image's may be there to read only.
+
+    It is called ``name`` and lies in ``NUMBA_CACHE_DIR`` (without one: beside ``source``), or in the user's own cache.
+    """
     chosen = cast(Any, config).CACHE_DIR  # NUMBA_CACHE_DIR
     users_own = Path(cast(Any, AppDirs)(appname="numba", appauthor=False).user_cache_dir)
     folders = [(Path(chosen) if chosen else source.parent / "__pycache__") / name, users_own / name]

@@ -128,7 +128,7 @@ def account(target: Float64Array, open_: Float64Array, close: Float64Array, term
             standing = wanted
             if not book.ruined:
                 price = close[i] if terms.same_close else open_[i]
-                book, execution = _carry_out(book, wanted, price, terms.fee, terms.slippage)
+                book, execution = carry_out(book, wanted, price, terms.fee, terms.slippage)
                 if recording and execution.quantity != 0.0:
                     _record(trace, fills, i, execution)
                     fills += 1
@@ -137,7 +137,7 @@ def account(target: Float64Array, open_: Float64Array, close: Float64Array, term
             if equity == math.inf or math.isnan(equity):
                 fault = EQUITY_OVERFLOW
                 break
-            book, execution = _close_out(book, close[i])
+            book, execution = close_out(book, close[i])
             equity = 0.0
             if recording and execution.quantity != 0.0:
                 _record(trace, fills, i, execution)
@@ -166,7 +166,7 @@ def _wanted(target: Float64Array, i: int, same_close: bool) -> float:
 
 
 @compiled
-def _carry_out(book: Book, target: float, price: float, fee: float, slippage: float) -> tuple[Book, Execution]:
+def carry_out(book: Book, target: float, price: float, fee: float, slippage: float) -> tuple[Book, Execution]:
     """Move the position towards ``target`` at ``price`` (before slippage)."""
     units = book.units
     direction = 1.0 if target * (book.cash + units * price) > units * price else -1.0
@@ -174,14 +174,14 @@ def _carry_out(book: Book, target: float, price: float, fee: float, slippage: fl
     closing = units if target * units <= 0.0 else 0.0
     worth = book.cash + units * fill_price - fee * abs(closing) * fill_price
     if worth <= EQUAL_WITHIN * book.cash:
-        return _close_out(book, price)
+        return close_out(book, price)
     wanted_units = target * worth / (fill_price * (1.0 + fee))
     quantity = wanted_units - units
     if not quantity * direction > 0.0:
         return book, Execution(fill_price, 0.0, 0.0)
     notional = abs(quantity) * fill_price
     if closing != 0.0:
-        book = _end_trade(book, worth - book.stake)
+        book = end_trade(book, worth - book.stake)
     stake = worth if units == 0.0 or closing != 0.0 else book.stake
     cash = book.cash - quantity * fill_price - fee * notional
     fractions = book.traded_fractions + notional / worth
@@ -192,11 +192,11 @@ def _carry_out(book: Book, target: float, price: float, fee: float, slippage: fl
 
 
 @compiled
-def _close_out(book: Book, price: float) -> tuple[Book, Execution]:
+def close_out(book: Book, price: float) -> tuple[Book, Execution]:
     """Ruin: the position goes, the equity is 0 for good."""
     execution = Execution(price, -book.units, 0.0)
     if book.units != 0.0:
-        book = _end_trade(book, -book.stake)
+        book = end_trade(book, -book.stake)
     return (
         Book(0.0, 0.0, 0.0, book.traded_fractions, book.trades, book.wins, book.gross_profit, book.gross_loss, True),
         execution,
@@ -204,7 +204,7 @@ def _close_out(book: Book, price: float) -> tuple[Book, Execution]:
 
 
 @compiled
-def _end_trade(book: Book, result: float) -> Book:
+def end_trade(book: Book, result: float) -> Book:
     """Count a round trip that earned ``result`` on the stake."""
     tolerance = EQUAL_WITHIN * book.stake
     won = result > tolerance

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from strategies.compiled import compiled
-from strategies.model import Float64Array
+from strategies.model import Float64Array, Int64Array
 
 METRICS: Final[tuple[str, ...]] = (
     "total_return",
@@ -31,6 +31,8 @@ METRICS: Final[tuple[str, ...]] = (
     "win_rate",
     "profit_factor",
 )
+# Of the returns of a segment of bars; ``moments_of`` says which.
+MOMENTS: Final[tuple[str, ...]] = ("returns", "sum", "sum2", "sum3", "sum4", "growth")
 NS_PER_YEAR: Final = 365.25 * 86_400 * 1e9
 
 # A return is 1 + r - 1, so it carries a rounding error of some 2e-16: a deviation below this is noise, not risk.
@@ -81,6 +83,35 @@ def metrics_of(tallies: Tallies, years: float) -> Float64Array:
     result[11] = win_rate(tallies.wins, tallies.trades)
     result[12] = profit_factor(tallies.gross_profit, tallies.gross_loss)
     return result
+
+
+@compiled
+def moments_of(equity: Float64Array, cuts: Int64Array, initial_cash: float, result: Float64Array) -> None:
+    """Fill ``result`` float64[S, 6], columns as ``MOMENTS``, for the segments between ``cuts`` int64[S + 1].
+
+    Of the returns of the bars from ``cuts[s]`` to before ``cuts[s + 1]`` (bar 0 has none): how many, and the sums of
+    their first, second, third and fourth powers. ``growth`` is the logarithm of the equity at the segment's last close
+    over that at the close before the segment, for the first segment over the initial cash; minus infinity from ruin
+    on. Segments add up: the sums to the whole run's, the growths to ``log(1 + total_return)``.
+    """
+    before = initial_cash
+    for s in range(cuts.size - 1):
+        first, last = cuts[s], cuts[s + 1] - 1
+        previous = before
+        sum1 = sum2 = sum3 = sum4 = 0.0
+        for i in range(first, last + 1):
+            if i > 0 and previous > 0.0:
+                change = equity[i] / previous - 1.0
+                square = change * change
+                sum1 += change
+                sum2 += square
+                sum3 += square * change
+                sum4 += square * square
+            previous = equity[i]
+        result[s, 0] = last - first + (1 if first > 0 else 0)
+        result[s, 1], result[s, 2], result[s, 3], result[s, 4] = sum1, sum2, sum3, sum4
+        result[s, 5] = math.log(previous / before) if previous > 0.0 else -math.inf
+        before = previous
 
 
 @compiled

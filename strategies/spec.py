@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 from fractions import Fraction
 from typing import Annotated, Final, Literal, Self
@@ -19,7 +20,16 @@ from pydantic import (
     model_validator,
 )
 
-from strategies.base import ParameterInfo, Params, SpecError, Strategy, parameter_table
+from strategies.base import (
+    RULE_NAMES,
+    ParameterInfo,
+    Params,
+    Rules,
+    SpecError,
+    Strategy,
+    full_vector,
+    parameter_table,
+)
 from strategies.metrics import METRICS
 from strategies.model import Float64Array, Granularity
 from strategies.registry import get
@@ -67,8 +77,28 @@ def nanoseconds(moment: dt.datetime) -> int:
     return (moment - _FIRST_INSTANT) // dt.timedelta(microseconds=1) * 1_000
 
 
+def _tiers(value: object) -> object:
+    """A tier as a table writes it, [volume, fee], or under its names."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [
+        {"volume_30d_from": tier[0], "fee_bps": tier[1]} if isinstance(tier, list | tuple) and len(tier) == 2 else tier
+        for tier in value
+    ]
+
+
+class FeeTier(_Spec):
+    """From this volume on, in quote units traded within the 30 days before a fill, the fee is this one."""
+
+    volume_30d_from: Annotated[Number, Field(gt=0, le=1e18)]
+    fee_bps: Annotated[Number, Field(ge=0, le=1_000)]
+
+
 class Costs(_Spec):
-    """What trading costs and when an order is filled; the same on both sides."""
+    """What trading costs, when an order is filled and what keeps it from being filled; the same on both sides.
+
+    The rules are those at the top of strategies/kernel.py. All but the first four are off at their defaults.
+    """
 
     fee_bps: Annotated[Number, Field(ge=0, le=1_000, description="fee on the notional of each fill, basis points")] = (
         60.0
@@ -83,11 +113,90 @@ class Costs(_Spec):
     initial_cash: Annotated[Number, Field(ge=1e-6, le=1e15, description="cash before the first bar, quote units")] = (
         10_000.0
     )
+    fee_tiers: Annotated[
+        tuple[FeeTier, ...],
+        BeforeValidator(_tiers),
+        Field(max_length=32, description="[volume of 30 days from which on, fee_bps], …; below the first: fee_bps"),
+    ] = ()
+    spread_bps: Annotated[Number, Field(ge=0, le=1_000, description="between bid and ask; a fill pays half of it")] = (
+        0.0
+    )
+    impact: Annotated[
+        Number,
+        Field(ge=0, le=0.5, description="a fill moves its price by impact * sqrt(quantity / the bar's volume)"),
+    ] = 0.0
+    max_volume_share: Annotated[
+        Number,
+        Field(ge=0, le=1, description="most of a bar's volume that is filled; the rest waits; 0: no limit"),
+    ] = 0.0
+    funding_bps_per_day: Annotated[
+        Number, Field(ge=-1_000, le=1_000, description="on the position's value: longs pay it, shorts get it")
+    ] = 0.0
+    borrow_bps_per_day: Annotated[
+        Number, Field(ge=0, le=1_000, description="on what is borrowed: a short's units, a leveraged long's cash")
+    ] = 0.0
+    maintenance_margin: Annotated[
+        Number,
+        Field(ge=0, le=0.5, description="a leveraged position is closed where equity falls to this share of its value"),
+    ] = 0.05
+    both_in_bar: Annotated[
+        Literal["stop_first", "target_first"],
+        Field(description="what a bar that reaches both the stop and the target did; stop_first is pessimistic"),
+    ] = "stop_first"
+    zero_volume: Annotated[
+        Literal["waits", "fills"], Field(description="whether orders wait or are filled on a bar without volume")
+    ] = "waits"
+    locked_bars: Annotated[
+        Literal["fills", "waits"],
+        Field(description="waits: no buy on a bar that stands still above the close before, no sell below it"),
+    ] = "fills"
+    at_end: Annotated[
+        Literal["hold", "liquidate"],
+        Field(description="liquidate: what is held at the last close is sold there, as after a delisting"),
+    ] = "hold"
 
     @property
     def look_ahead(self) -> bool:
         """Whether fills use a price that was needed to decide them; every report must say so."""
         return self.fill == "same_close"
+
+    @property
+    def plain(self) -> bool:
+        """Whether only fee, slippage, fill and initial cash count: the model that live sessions are compared with."""
+        kept = {"fee_bps", "slippage_bps", "fill", "initial_cash", *_MEANS_NOTHING_WITHOUT_RULES, "zero_volume"}
+        return all(value == getattr(_NO_COSTS, name) for name, value in self if name not in kept)
+
+    @model_validator(mode="after")
+    def _tiers_rise(self) -> Self:
+        for i, (lower, upper) in enumerate(itertools.pairwise(self.fee_tiers), start=1):
+            if not lower.volume_30d_from < upper.volume_30d_from:
+                rule = f"more than the tier before it, {lower.volume_30d_from:g}"
+                raise SpecError(f"fee_tiers[{i}].volume_30d_from", upper.volume_30d_from, rule)
+        return self
+
+
+_NO_COSTS: Final = Costs()
+_MEANS_NOTHING_WITHOUT_RULES: Final = ("maintenance_margin", "both_in_bar")  # leverage above 1, a stop and a target
+
+
+class Sizing(_Spec):
+    """How large a position a target is, and which quantities can be ordered.
+
+    ``size`` (a rule, sweepable) counts: percent, the fraction of equity; units, base units; notional, quote units;
+    volatility, the wanted yearly volatility of the position, measured over the last ``window`` returns of the product.
+    """
+
+    kind: Literal["percent", "units", "notional", "volatility"] = "percent"
+    window: Annotated[
+        int, Field(strict=True, ge=2, le=10_000, description="returns in the measured volatility, for kind volatility")
+    ] = 30
+    min_quantity: Annotated[
+        Number, Field(ge=0, le=1e15, description="smaller orders are not made, but for closing; 0: none is too small")
+    ] = 0.0
+    quantity_increment: Annotated[
+        Number,
+        Field(ge=0, le=1e15, description="orders are rounded down to multiples, but for closing; 0: not rounded"),
+    ] = 0.0
 
 
 class _Period(_Spec):
@@ -116,11 +225,12 @@ class _Period(_Spec):
 
 
 class BacktestSpec(_Period):
-    """One strategy with one set of parameters; those not named take their default."""
+    """One strategy with one set of parameters and rules; those not named take their default."""
 
     strategy: Annotated[str, Field(strict=True)]
     params: dict[str, Number] = Field(default_factory=dict)
     costs: Costs = Field(default_factory=Costs)
+    sizing: Sizing = Field(default_factory=Sizing)
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -129,14 +239,25 @@ class BacktestSpec(_Period):
         for name, value in self.params.items():
             _parameter(strategy, name, f"params.{name}").check(value, f"params.{name}")
         try:
-            strategy.params(**self.params)
+            strategy.params(**self._own())
         except ValidationError as error:
             raise spec_error(error).under("params") from None
         return self
 
     def parameters(self) -> Params:
         """All parameters of the strategy, defaults filled in."""
-        return get(self.strategy).params(**self.params)
+        return get(self.strategy).params(**self._own())
+
+    def rules(self) -> Rules:
+        """All rules, defaults filled in."""
+        return Rules(**{name: value for name, value in self.params.items() if name in RULE_NAMES})
+
+    def vector(self) -> Float64Array:
+        """float64[k + 6], parameters and rules in the order of ``parameter_table``."""
+        return full_vector(self.parameters(), self.rules())
+
+    def _own(self) -> dict[str, float]:
+        return {name: value for name, value in self.params.items() if name not in RULE_NAMES}
 
 
 class Range(_Spec):
@@ -201,7 +322,7 @@ class StrategyGrid(_Spec):
     def combinations(self) -> tuple[Float64Array, int]:
         """float64[m, k] and how many were dropped because they break a rule between parameters (fast < slow).
 
-        Columns are the strategy's parameters in field order; the last one named in the grid varies fastest.
+        Columns are as in ``parameter_table``, rules last; the last one in that order varies fastest.
         """
         strategy = get(self.strategy)
         columns = [self._values(info) for info in parameter_table(strategy)]
@@ -219,6 +340,7 @@ class SweepSpec(_Period):
 
     grids: tuple[StrategyGrid, ...]
     costs: Costs = Field(default_factory=Costs)
+    sizing: Sizing = Field(default_factory=Sizing)
     seed: Seed = 0
     sort_by: Annotated[str, Field(strict=True)] = "sharpe"
     max_sets: Annotated[int, Field(strict=True, ge=1, le=MAX_SETS)] = 1_000_000
@@ -288,7 +410,8 @@ def _parameter(strategy: Strategy, name: str, field: str) -> ParameterInfo:
     for info in parameter_table(strategy):
         if info.name == name:
             return info
-    raise SpecError(field, name, f"a parameter of {strategy.name}: {', '.join(strategy.params.names())}")
+    own, rules = ", ".join(strategy.params.names()), ", ".join(RULE_NAMES)
+    raise SpecError(field, name, f"a parameter of {strategy.name}: {own}; or a rule: {rules}")
 
 
 def _check_axis(info: ParameterInfo, axis: tuple[float, ...] | Range, field: str) -> None:

@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from strategies.backtest import Costs, run_block, warm
-from strategies.base import parameter_table
+from strategies.base import own_parameters
 from strategies.model import Bars, Float64Array, Granularity
 from strategies.registry import STRATEGIES
 
@@ -54,7 +54,7 @@ def speed(name: str, matrix: Float64Array, bars: Bars) -> float:
 def matrix_of(name: str, sets: int) -> Float64Array:
     """The defaults, every window (and whatever else is a whole number above one) a little longer from row to row."""
     rows = np.tile(STRATEGIES[name].params().vector(), (sets, 1))
-    for column, info in enumerate(parameter_table(STRATEGIES[name])):
+    for column, info in enumerate(own_parameters(STRATEGIES[name])):
         if info.kind == "int" and info.high > 1:
             rows[:, column] += np.arange(sets)
     return rows

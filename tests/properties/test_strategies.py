@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from strategies.backtest import BacktestSpec, Costs, run, targets_of
-from strategies.base import BarStep, Strategy, parameter_table
+from strategies.base import BarStep, Strategy, own_parameters
 from strategies.compiled import plain
 from strategies.model import Bars, Float64Array, Granularity
 from strategies.registry import STRATEGIES
@@ -47,7 +47,7 @@ def vectors(strategy: Strategy) -> list[Float64Array]:
     """The defaults, the same with shorts, and random parameters with windows short enough to fill."""
     random = np.random.default_rng(11)
     chosen = [strategy.params().vector()]
-    table = parameter_table(strategy)
+    table = own_parameters(strategy)
     while len(chosen) < 12:
         drawn = [
             float(random.integers(int(info.low), int(min(info.high, 130)) + 1))

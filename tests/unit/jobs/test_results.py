@@ -1,7 +1,8 @@
-"""The block plan covers every set once, a part is trusted only if it fits, the table depends on neither."""
+"""A part is trusted only if it fits; the final table depends on neither the cut nor on who computed what."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.market_data import BarStore
-from cluster.runs import Block, RunError, RunFolder, RunRecord, prepare_run
+from cluster.runs import Block, RunError, RunFolder, prepare_run
 from jobs import results
-from jobs.blocks import evaluate_block
-from strategies.backtest import run_block
-from strategies.base import parameter_table
+from jobs.blocks import rows_of
+from jobs.parts import Identity, finished_blocks, params_json, read_part
+from jobs.sweep import Run
+from strategies.backtest import evaluate
+from strategies.base import Rules, full_vector, parameter_table
 from strategies.metrics import METRICS
 from strategies.registry import STRATEGIES
-from tests.run_samples import complete_run, loaded, make_spec, make_store, one_set_spec, work_of
+from strategies.segments import HONEST_COLUMNS
+from tests.run_samples import complete_run, cut, evaluate_blocks, loaded, make_spec, make_store, one_set_spec
 
 
 @pytest.fixture
@@ -29,50 +33,24 @@ def runs_dir(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-@pytest.mark.parametrize(
-    ("sizes", "cost_s", "workers", "blocks"),
-    [
-        ([1], [1e-3], 8, 1),
-        ([1000], [1e-3], 1, 4),  # a second of work: four blocks for the one worker
-        ([1000], [1e-3], 2, 8),
-        ([1000], [1e-6], 2, 1),  # a millisecond of work: more blocks would be overhead
-        ([1_000_000], [1e-3], 4, 667),  # 1,000 seconds of work: blocks of 1.5 s
-        ([100], [10.0], 2, 100),  # a set of ten seconds: a block each
-        ([1_000_000], [1.0], 64, 5_000),  # bounded
-        ([500, 500], [1e-3, 3e-3], 1, 4),  # by cost, not by number
-    ],
-)
-def test_blocks_are_about_as_many_as_the_work_needs(
-    sizes: list[int], cost_s: list[float], workers: int, blocks: int
-) -> None:
-    sets = [("sma_cross", np.zeros((size, 3))) for size in sizes]
-    plan = results.plan_blocks(sets, cost_s, workers)
-    assert len(plan) == blocks
-    assert [block.start for block in plan] == [0, *(block.stop for block in plan[:-1])]
-    assert plan[-1].stop == sum(sizes)
-    for grid in range(len(sizes)):
-        lengths = [block.stop - block.start for block in plan if block.grid == grid]
-        assert max(lengths) - min(lengths) <= 1
-
-
-def test_the_rows_of_all_blocks_are_the_parameter_sets_in_order() -> None:
-    sets = make_spec().parameter_sets()
-    plan = results.plan_blocks(sets, [1.0, 1.0], 2)
-    for grid, (strategy, matrix) in enumerate(sets):
-        mine = [block for block in plan if block.grid == grid]
-        assert {block.strategy for block in mine} == {strategy}
-        np.testing.assert_array_equal(np.concatenate([results.rows_of(block, sets) for block in mine]), matrix)
+def planned(store: BarStore, runs_dir: Path) -> tuple[Run, list[Block]]:
+    run = loaded(prepare_run(runs_dir, store, make_spec(), "a1"), store)
+    return run, cut(run.sets, 6)
 
 
 def test_a_part_comes_back_as_it_was_written(store: BarStore, runs_dir: Path) -> None:
-    run = loaded(prepare_run(runs_dir, store, make_spec(), "a1"), store)
-    block = run.record.blocks[0]
-    evaluate_block({"block": 0}, work_of(run))
-    table = results.read_part(run.folder, 0, block, results.Identity.of(run.record))
-    assert table is not None
-    direct = run_block(block.strategy, results.rows_of(block, run.sets), run.bars, run.spec.costs)
+    run, plan = planned(store, runs_dir)
+    block = plan[0]
+    evaluate_blocks(run, [block])
+    found = read_part(run.folder.part_file(block), Identity.of(run.record))
+    assert found is not None
+    table = found[1]
+    matrix = rows_of(block, run.sets)
+    direct = evaluate(block.strategy, matrix, run.bars, run.spec.costs, cuts=np.array(run.record.cuts))
     for column, name in enumerate(METRICS):
-        np.testing.assert_array_equal(table[name].to_numpy(), direct[:, column])
+        np.testing.assert_array_equal(table[name].to_numpy(), direct.metrics[:, column])
+    moments = np.array(table["moments"].to_pylist()).reshape(direct.moments.shape)
+    np.testing.assert_array_equal(moments, direct.moments)
     assert table["set_id"].to_pylist() == list(range(block.start, block.stop))
 
 
@@ -80,51 +58,85 @@ def test_a_part_comes_back_as_it_was_written(store: BarStore, runs_dir: Path) ->
 def test_a_part_of_another_specification_data_or_code_is_not_taken(
     store: BarStore, runs_dir: Path, changed: str
 ) -> None:
-    run = loaded(prepare_run(runs_dir, store, make_spec(), "a1"), store)
-    evaluate_block({"block": 0}, work_of(run))
-    assert results.finished_blocks(run.folder, run.record) == {0}
+    run, plan = planned(store, runs_dir)
+    evaluate_blocks(run, plan[:1])
+    assert finished_blocks(run.folder, run.record) == plan[:1]
     other = run.record.model_copy(update={changed: "0" * 64})
-    assert results.finished_blocks(run.folder, other) == set()
-    assert not run.folder.part_file(0).exists()
+    assert finished_blocks(run.folder, other) == []
+    assert not run.folder.part_file(plan[0]).exists()
+
+
+def test_a_part_of_other_segments_is_not_taken(store: BarStore, runs_dir: Path) -> None:
+    run, plan = planned(store, runs_dir)
+    evaluate_blocks(run, plan[:1])
+    other = run.record.model_copy(update={"cuts": (0, run.record.bar_count)})
+    assert finished_blocks(run.folder, other) == []
 
 
 def test_a_part_under_another_blocks_name_is_not_taken(store: BarStore, runs_dir: Path) -> None:
-    run = loaded(prepare_run(runs_dir, store, make_spec(), "a1"), store)
-    evaluate_block({"block": 0}, work_of(run))
-    run.folder.part_file(0).rename(run.folder.part_file(1))
-    assert results.finished_blocks(run.folder, run.record) == set()
+    run, plan = planned(store, runs_dir)
+    evaluate_blocks(run, plan[:1])
+    run.folder.part_file(plan[0]).rename(run.folder.part_file(plan[1]))
+    assert finished_blocks(run.folder, run.record) == []
 
 
 def test_a_part_cut_anywhere_is_not_taken(store: BarStore, runs_dir: Path) -> None:
-    run = loaded(prepare_run(runs_dir, store, make_spec(), "a1"), store)
-    evaluate_block({"block": 0}, work_of(run))
-    part = run.folder.part_file(0)
+    run, plan = planned(store, runs_dir)
+    evaluate_blocks(run, plan[:1])
+    part = run.folder.part_file(plan[0])
     whole = part.read_bytes()
-    for length in (*range(0, len(whole), 37), len(whole) - 1):
+    for length in (*range(0, len(whole), 97), len(whole) - 1):
         part.write_bytes(whole[:length])
-        assert results.read_part(run.folder, 0, run.record.blocks[0], results.Identity.of(run.record)) is None
+        assert read_part(part, Identity.of(run.record)) is None
+
+
+def test_a_part_with_a_flipped_bit_is_not_taken_or_is_the_same(store: BarStore, runs_dir: Path) -> None:
+    run, plan = planned(store, runs_dir)
+    evaluate_blocks(run, plan[:1])
+    part = run.folder.part_file(plan[0])
+    whole = part.read_bytes()
+    first = read_part(part, Identity.of(run.record))
+    assert first is not None
+    for place in range(4, len(whole), 53):
+        part.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        found = read_part(part, Identity.of(run.record))
+        assert found is None or found[1].equals(first[1]), place
 
 
 def test_a_part_that_is_there_is_not_computed_again(store: BarStore, runs_dir: Path) -> None:
-    run = loaded(prepare_run(runs_dir, store, make_spec(), "a1"), store)
-    evaluate_block({"block": 0}, work_of(run))
-    before = run.folder.part_file(0).stat()
-    evaluate_block({"block": 0}, work_of(run))
-    assert run.folder.part_file(0).stat().st_ino == before.st_ino
+    run, plan = planned(store, runs_dir)
+    evaluate_blocks(run, plan[:1])
+    before = run.folder.part_file(plan[0]).stat()
+    evaluate_blocks(run, plan[:1])
+    assert run.folder.part_file(plan[0]).stat().st_ino == before.st_ino
 
 
 def test_leftovers_of_a_killed_worker_are_cleared_away(store: BarStore, runs_dir: Path) -> None:
-    run = loaded(prepare_run(runs_dir, store, make_spec(), "a1"), store)
+    run, _ = planned(store, runs_dir)
     (run.folder.parts_dir / ".block-0.parquet-abc").write_bytes(b"half")
-    assert results.finished_blocks(run.folder, run.record) == set()
+    assert finished_blocks(run.folder, run.record) == []
     assert list(run.folder.parts_dir.iterdir()) == []
+
+
+def test_parameters_are_told_as_json_does_without_rules_that_are_off() -> None:
+    strategy = STRATEGIES["rsi_reversion"]
+    rows = np.stack([full_vector(strategy.params(window=w), Rules(stop_loss=s)) for w in (7, 9) for s in (0.0, 0.05)])
+    texts = params_json("rsi_reversion", rows).to_pylist()
+    own = strategy.params().model_dump()
+    assert [json.loads(text) for text in texts] == [
+        own | {"window": 7},
+        own | {"window": 7, "stop_loss": 0.05},
+        own | {"window": 9},
+        own | {"window": 9, "stop_loss": 0.05},
+    ]
+    assert texts[0] == json.dumps(own | {"window": 7})
 
 
 def test_the_final_table_is_the_same_whatever_the_plan(store: BarStore, runs_dir: Path) -> None:
     spec = make_spec()
     few = complete_run(runs_dir, store, spec, "few", block_count=2)
     many = complete_run(runs_dir, store, spec, "many", block_count=40)
-    assert len(many.record().blocks) > len(few.record().blocks)
+    assert len(list(many.parts_dir.iterdir())) > len(list(few.parts_dir.iterdir()))
     assert few.results_file.read_bytes() == many.results_file.read_bytes()
 
 
@@ -138,28 +150,45 @@ def test_the_final_table_holds_every_set_once_with_its_own_parameters(store: Bar
         strategy, vector = expected[row["set_id"]]
         names = STRATEGIES[strategy].params.names()
         assert row["strategy"] == strategy
-        assert [row[name] for name in names] == vector
+        assert [row[name] for name in names] == vector[: len(names)]
         assert [row[name] for name in ("fast", "oversold") if name not in names] == [None]
     assert isinstance(rows[0]["allow_short"], int)
 
 
-def test_a_missing_part_is_named(store: BarStore, runs_dir: Path) -> None:
-    run = loaded(prepare_run(runs_dir, store, make_spec(), "a1"), store)
-    evaluate_block({"block": 0}, work_of(run))
-    with pytest.raises(RunError, match=r"block-1\.parquet"):
-        results.assemble(run.folder, run.record, run.spec, run.sets)
+def test_sets_without_a_part_are_named(store: BarStore, runs_dir: Path) -> None:
+    run, plan = planned(store, runs_dir)
+    evaluate_blocks(run, [plan[0], plan[2]])
+    with pytest.raises(RunError, match=f"the rows of each of {run.record.set_count} sets, was {plan[0].stop}"):
+        results.assemble(run.folder, run.record, run.sets)
 
 
-def test_a_plan_that_leaves_sets_out_is_an_error(store: BarStore, runs_dir: Path) -> None:
-    run = loaded(prepare_run(runs_dir, store, make_spec(), "a1"), store)
-    evaluate_block({"block": 0}, work_of(run))
-    short: RunRecord = run.record.model_copy(update={"blocks": run.record.blocks[:1]})
-    with pytest.raises(RunError, match="covers each of"):
-        results.assemble(run.folder, short, run.spec, run.sets)
+def test_parts_of_two_drivers_that_overlap_make_one_table(store: BarStore, runs_dir: Path) -> None:
+    run, plan = planned(store, runs_dir)
+    evaluate_blocks(run, [*cut(run.sets, 3), *plan])
+    table, moments = results.assemble(run.folder, run.record, run.sets)
+    assert table["set_id"].to_pylist() == list(range(run.record.set_count))
+    whole = [
+        evaluate(name, matrix, run.bars, run.spec.costs, cuts=np.array(run.record.cuts)) for name, matrix in run.sets
+    ]
+    np.testing.assert_array_equal(moments, np.concatenate([found.moments for found in whole]))
+    assert not list(run.folder.path.glob(".moments*"))
+
+
+def test_a_column_that_is_undefined_for_every_set_is_not_ranked_by(store: BarStore, runs_dir: Path) -> None:
+    run, plan = planned(store, runs_dir)
+    evaluate_blocks(run, plan)
+    table, _ = results.assemble(run.folder, run.record, run.sets)
+    absent = np.full(table.num_rows, np.nan)
+    spec = run.spec.model_copy(update={"sort_by": "oos_sharpe"})
+    ranked = results.rank(table, {"oos_sharpe": absent}, spec)
+    assert (ranked.sorted_by, "undefined" in ranked.note) == ("sharpe", True)
+    absent[3] = 1.0
+    ranked = results.rank(table, {"oos_sharpe": absent}, spec)
+    assert (ranked.sorted_by, ranked.note, ranked.top(1)[0]["set_id"]) == ("oos_sharpe", "", 3)
 
 
 def test_no_parameter_is_called_like_another_column() -> None:
-    taken = {"set_id", "strategy", "params", *METRICS}
+    taken = {"set_id", "strategy", "params", *METRICS, *HONEST_COLUMNS}
     names = {info.name for strategy in STRATEGIES.values() for info in parameter_table(strategy)}
     assert not names & taken
 
@@ -189,11 +218,11 @@ def test_a_summary_counts_what_was_done(store: BarStore, runs_dir: Path) -> None
 
 
 def test_speed_counts_this_drivers_own_sets_only() -> None:
-    assert results.Speed(100, 2.0, {}).evaluations_per_s(1_000) == 50_000
-    assert results.Speed(0, 0.0, {}).evaluations_per_s(1_000) is None
+    assert results.Speed(100, 1, 2.0, {}).evaluations_per_s(1_000) == 50_000
+    assert results.Speed(0, 0, 0.0, {}).evaluations_per_s(1_000) is None
 
 
 def test_one_backtest_is_a_sweep_of_one(store: BarStore, runs_dir: Path) -> None:
     folder = complete_run(runs_dir, store, one_set_spec())
-    assert folder.record().blocks == (Block(strategy="sma_cross", grid=0, start=0, stop=1),)
+    assert [path.name for path in folder.parts_dir.iterdir()] == ["block-00000000-00000001.parquet"]
     assert RunFolder(folder.path).summary()["best"]["params"] == {"fast": 5, "slow": 21, "allow_short": 0}

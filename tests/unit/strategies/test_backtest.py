@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import pickle
 from typing import Any
@@ -17,11 +18,13 @@ from strategies.backtest import (
     BarsError,
     Costs,
     SpecError,
+    evaluate,
     parse_backtest,
     run,
     run_block,
     targets_of,
 )
+from strategies.base import RULE_NAMES, Rules
 from strategies.metrics import METRICS
 from strategies.model import Bars, Float64Array, Granularity
 from strategies.registry import STRATEGIES, UnknownStrategy
@@ -96,6 +99,44 @@ def test_a_few_bars_are_enough_to_run(name: str, length: int) -> None:
     assert math.isnan(result.metrics["sharpe"])
     assert math.isnan(result.metrics["cagr"]) == (length == 1)
     assert not any(math.isinf(value) for value in result.metrics.values())
+
+
+def test_moments_of_segments_are_those_of_the_equity_curve() -> None:
+    series, cuts = bars(), np.array([0, 1, 120, 121, 400])
+    costs = Costs(fill="same_close", fee_bps=10)
+    result = run(spec(costs=costs.model_dump()), series)
+    [moments] = evaluate("sma_cross", np.array([[3.0, 12.0, 0.0]]), series, costs, cuts=cuts).moments
+    returns = result.equity[1:] / result.equity[:-1] - 1
+    before = np.array([10_000.0, *result.equity[cuts[1:-1] - 1]])
+    for segment, (first, end) in enumerate(itertools.pairwise(cuts)):
+        part = returns[max(first, 1) - 1 : end - 1]
+        expected = [len(part), *(np.sum(part**power) for power in (1, 2, 3, 4))]
+        np.testing.assert_allclose(moments[segment, :5], expected, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(moments[segment, 5], np.log(result.equity[end - 1] / before[segment]), atol=1e-12)
+    assert moments[:, 0].sum() == 399
+    np.testing.assert_allclose(moments[:, 5].sum(), np.log1p(result.metrics["total_return"]))
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [[0], [0, 399], [1, 400], [0, 200, 200, 400], [0, 300, 200, 400], [[0, 400]], [0.0, 400.0], [0, 401], []],
+)
+def test_cuts_that_do_not_cover_the_bars_are_refused(cuts: list[Any]) -> None:
+    with pytest.raises(SpecError, match="cuts"):
+        evaluate("sma_cross", np.array([[3.0, 12.0, 0.0]]), bars(), Costs(), cuts=np.array(cuts))
+
+
+def test_rows_may_name_the_rules_or_leave_them_out() -> None:
+    own = np.array([[3.0, 12.0, 0.0]])
+    full = np.array([[3.0, 12.0, 0.0, *Rules().vector()]])
+    expected = evaluate("sma_cross", own, bars(), Costs())
+    np.testing.assert_array_equal(evaluate("sma_cross", full, bars(), Costs()).metrics, expected.metrics)
+    assert expected.moments.shape == (1, 0, 6)
+    for column, bad in ((3, -0.1), (3, 1.1), (6, 2.5), (7, math.nan), (8, 10.5)):
+        wrong = full.copy()
+        wrong[0, column] = bad
+        with pytest.raises(SpecError, match=rf"matrix\[0\].{RULE_NAMES[column - 3]}"):
+            evaluate("sma_cross", wrong, bars(), Costs())
 
 
 PRICES = ("open", "high", "low", "close")

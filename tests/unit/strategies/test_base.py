@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 from fractions import Fraction
@@ -11,7 +12,16 @@ import numpy as np
 import pytest
 from pydantic import Field, ValidationError
 
-from strategies.base import ParameterInfo, Params, SpecError, parameter_table, parameters_of
+from strategies.base import (
+    RULE_NAMES,
+    ParameterInfo,
+    Params,
+    SpecError,
+    full_matrix,
+    full_vector,
+    parameter_table,
+    parameters_of,
+)
 from strategies.registry import STRATEGIES
 from strategies.sma_cross import SmaCrossParams
 
@@ -27,6 +37,23 @@ def test_vector_holds_the_values_in_field_order() -> None:
 def test_the_table_describes_a_form_a_grid_and_a_search_space() -> None:
     fast = parameter_table(STRATEGIES["sma_cross"])[0]
     assert fast == ParameterInfo("fast", "int", 20.0, 1.0, 2_000.0, "bars in the fast average")
+
+
+def test_the_rules_stand_behind_a_strategys_own_parameters_and_change_nothing_by_default() -> None:
+    strategy = STRATEGIES["sma_cross"]
+    assert tuple(info.name for info in parameter_table(strategy)) == (*strategy.params.names(), *RULE_NAMES)
+    assert RULE_NAMES == ("stop_loss", "take_profit", "trailing_stop", "time_stop_bars", "size", "leverage")
+    expected = [20.0, 100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    assert full_vector(strategy.params()).tolist() == expected
+    assert full_matrix(strategy, strategy.params().vector()[np.newaxis]).tolist() == [expected]
+
+
+def test_no_parameter_may_be_called_like_a_rule() -> None:
+    class Clash(Params):
+        size: int = Field(5, ge=1, le=9)
+
+    with pytest.raises(TypeError, match="sma_cross: the parameter size has the name of a rule"):
+        dataclasses.replace(STRATEGIES["sma_cross"], params=Clash)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -13,6 +13,7 @@ import pytest
 
 from strategies.base import SpecError
 from strategies.model import Granularity
+from strategies.rules import Rules
 from strategies.spec import BacktestSpec, Costs, Range, StrategyGrid, SweepSpec, parse_backtest, parse_spec
 
 NAN = math.nan
@@ -182,7 +183,8 @@ def test_a_sweep_becomes_matrices_in_grid_order() -> None:
     assert name == "sma_cross"
     assert matrix.dtype == np.float64
     assert matrix.flags.c_contiguous
-    assert matrix.tolist() == [[f, s, 0.0] for f in (5.0, 10.0) for s in (20.0, 30.0, 40.0)]
+    assert matrix[:, :3].tolist() == [[f, s, 0.0] for f in (5.0, 10.0) for s in (20.0, 30.0, 40.0)]
+    assert matrix[:, 3:].tolist() == [Rules().vector().tolist()] * 6
 
 
 def test_combinations_that_break_a_rule_are_dropped_and_counted() -> None:
