@@ -55,7 +55,7 @@ def minimum_track_record(
     above = np.asarray(sharpe, dtype=np.float64) - np.asarray(benchmark)
     with np.errstate(divide="ignore", invalid="ignore"):
         needed = 1.0 + _spread(sharpe, skew, kurtosis) * (ndtri(confidence) / above) ** 2
-        return np.where(above <= 0.0, np.inf, needed)
+        return np.asarray(np.where(above <= 0.0, np.inf, needed), dtype=np.float64)
 
 
 def expected_max_sharpe(deviation: float, trials: float) -> float:
