@@ -1,4 +1,4 @@
-"""The strategies of the desk by name: an explicit list, nothing is discovered."""
+"""The strategies of the desk by name: an explicit list, and users' own that this process has loaded; no discovery."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from strategies.bollinger_reversion import BOLLINGER_REVERSION
 from strategies.donchian_breakout import DONCHIAN_BREAKOUT
 from strategies.rsi_reversion import RSI_REVERSION
 from strategies.sma_cross import SMA_CROSS
+from strategies.user_file import loaded
 from strategies.vol_target_momentum import VOL_TARGET_MOMENTUM
 
 STRATEGIES: Final[dict[str, Strategy]] = {
@@ -28,8 +29,12 @@ class UnknownStrategy(SpecError):
 
 
 def get(name: str) -> Strategy:
-    """The strategy called ``name``; raises ``UnknownStrategy``."""
-    strategy = STRATEGIES.get(name) if isinstance(name, str) else None
+    """The strategy called ``name``; raises ``UnknownStrategy``.
+
+    A user's own (``my_strategy@0123456789abcdef``) is found where this process has loaded its file before, and only
+    there: a name from outside loads nothing.
+    """
+    strategy = STRATEGIES.get(name) or loaded(name) if isinstance(name, str) else None
     if strategy is None:
         raise UnknownStrategy(name)
     return strategy
