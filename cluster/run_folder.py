@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from strategies.backtest import SweepSpec
 
+TICKET_FILE: Final = "queue.json"
 # A leaderboard sorts by "best first"; these are the metrics of which less is better.
 LOWER_IS_BETTER: Final = frozenset({"volatility", "max_drawdown", "max_drawdown_bars", "turnover"})
 
@@ -155,6 +156,11 @@ class RunFolder:
     @property
     def progress_file(self) -> Path:
         return self.path / "progress.json"
+
+    @property
+    def ticket_file(self) -> Path:
+        """Why the run waits in the queue; absent where it does not (cluster/run_queue.py)."""
+        return self.path / TICKET_FILE
 
     @property
     def parts_dir(self) -> Path:

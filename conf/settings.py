@@ -127,6 +127,15 @@ class RaySettings(_Section):
     driver_num_cpus: float = Field(0.0, ge=0, le=64, description="CPUs of a job's driver; above 0 it leaves the head")
 
 
+class QueueSettings(_Section):
+    """How many runs are at work at once; the others wait their turn."""
+
+    # A job's supervisor and driver take some 300 MB together on the head.
+    runs_at_once_max: int = Field(4, ge=1, le=1_000, description="runs at work, of all users together")
+    runs_per_user_max: int = Field(2, ge=1, le=1_000, description="runs at work of one user")
+    waiting_per_user_max: int = Field(100, ge=1, le=100_000, description="waiting runs of one user")
+
+
 class ServeSettings(_Section):
     """Where the applications answer over HTTP; 0 = a free port."""
 
@@ -196,6 +205,7 @@ class Settings(BaseSettings):
     state_dir: Path = ROOT / ".desk"
     redis: RedisSettings = RedisSettings()
     ray: RaySettings = RaySettings()
+    queue: QueueSettings = QueueSettings()
     serve: ServeSettings = ServeSettings()
     venue: VenueSettings = VenueSettings()
     simulator: SimulatorSettings = SimulatorSettings()
