@@ -1,4 +1,4 @@
-"""The queue of runs: order, limits, turns, and what a crash, a refusal or a damaged ticket leaves; Ray's API at the socket."""
+"""The queue of runs: order, limits, turns, and what a crash, a refusal or a damaged ticket leaves."""
 
 from __future__ import annotations
 
