@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -98,22 +98,26 @@ def choose(moments: Float64Array, splits: Sequence[Split], rows: Int64Array | No
     """For each split the best of ``rows`` (default: all) of float64[m, S, 6] by in-sample Sharpe, the first of equals.
 
     Sets without a Sharpe in-sample (they did nothing) and sets ruined there are not chosen. Time and memory are of the
-    order of splits * m and of m. Not for sets that were stopped early: see ``segments.complete_rows``.
+    order of splits * m and of m. Raises ``SpecError`` where sets have more or fewer returns than others: leave out
+    those that were stopped early (``segments.complete_rows``).
     """
     candidates = np.arange(moments.shape[0]) if rows is None else rows
     best = np.full(len(splits), -1, dtype=np.int64)
     value = np.full(len(splits), -np.inf)
+    returns = moments[candidates[:1], :, RETURNS].ravel()
     for start in range(0, len(candidates), _ROWS):
         part = candidates[start : start + _ROWS]
-        block = moments[part].transpose(1, 2, 0)
-        sums = {column: np.ascontiguousarray(block[:, column]) for column in (SUM, SUM2)}
-        counts = block[:, RETURNS]
-        totals = {column: table.sum(axis=0) for column, table in sums.items()}
-        ruined = np.isneginf(block[:, GROWTH])
+        block = moments[part]
+        if not (block[:, :, RETURNS] == returns).all():
+            raise SpecError("moments", "sets of different length", "as many returns in a segment for every set")
+        first, second = (_Table.of(block[:, :, column]) for column in (SUM, SUM2))
+        ruined = np.isneginf(block[:, :, GROWTH].T)
+        any_ruined = ruined.any()
         for i, split in enumerate(splits):
-            first, second = (_in_sample(sums[column], totals[column], split.train) for column in (SUM, SUM2))
-            sharpe = sharpe_of(counts[split.train].sum(axis=0), first, second)
-            sharpe[np.isnan(sharpe) | ruined[split.train].any(axis=0)] = -np.inf
+            sharpe = sharpe_of(returns[split.train].sum(), first.over(split.train), second.over(split.train))
+            if any_ruined:
+                sharpe[ruined[split.train].any(axis=0)] = np.nan
+            sharpe[np.isnan(sharpe)] = -np.inf
             place = int(np.argmax(sharpe))
             if sharpe[place] > value[i]:
                 best[i], value[i] = part[place], sharpe[place]
@@ -190,12 +194,30 @@ def _split(segments: Segments, train: Sequence[int], test: Sequence[int]) -> Spl
     return Split(tuple(train), tuple(test), segments.covering(train), segments.covering(test))
 
 
-def _in_sample(table: Float64Array, total: Float64Array, chosen: Int64Array) -> Float64Array:
-    """Sum of some rows of float64[S, c], by taking away the others where they are fewer."""
-    if 2 * len(chosen) <= len(table):
-        return np.asarray(table[chosen].sum(axis=0))
-    others = np.setdiff1d(np.arange(len(table)), chosen)
-    return np.asarray(total - table[others].sum(axis=0))
+class _Table(NamedTuple):
+    """One moment of c sets, float64[S, c], and its total over all segments."""
+
+    values: Float64Array
+    total: Float64Array
+
+    @staticmethod
+    def of(column: Float64Array) -> _Table:
+        values = np.ascontiguousarray(column.T)
+        return _Table(values, values.sum(axis=0))
+
+    def over(self, chosen: Int64Array) -> Float64Array:
+        """float64[c]: the sum over some segments, by taking away the others where they are fewer."""
+        if 2 * len(chosen) > len(self.values):
+            others = np.setdiff1d(np.arange(len(self.values)), chosen, assume_unique=True)
+            return self.total - _sum_rows(self.values, others)
+        return _sum_rows(self.values, chosen)
+
+
+def _sum_rows(table: Float64Array, rows: Int64Array) -> Float64Array:
+    total = np.zeros(table.shape[1])
+    for row in rows:
+        total += table[row]
+    return total
 
 
 def _yearly(part: Pooled, per_year: float) -> Float64Array:
