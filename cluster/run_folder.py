@@ -1,8 +1,9 @@
 """One run's folder: its files by name, what is in them, and how they are read and replaced.
 
-``<run_id>/``: spec.json (what was asked), run.json (what it is computed from), progress.json (how far), a file
-parts/block-<k>.parquet a finished block, then results.parquet, summary.json, best/ and report.html. Every file appears
-whole or not at all.
+``<run_id>/``: spec.json (what was asked), strategies/ (users' own, where it asks for any), run.json (what it is
+computed from), progress.json (how far), a file parts/block-<first set>-<end>.parquet a finished block, then
+results.parquet, honesty.json, summary.json, best/ and report.html. Every file appears whole or not at all. Runs of
+earlier versions, which lack some of this, are still read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 TICKET_FILE: Final = "queue.json"
 # A leaderboard sorts by "best first"; these are the metrics of which less is better.
 LOWER_IS_BETTER: Final = frozenset({"volatility", "max_drawdown", "max_drawdown_bars", "turnover"})
+# By what rows are ranked where the wanted column is not there yet or undefined for every set.
+SORTED_BY_OTHERWISE: Final = "sharpe"
 
 _R = TypeVar("_R", bound=BaseModel)
 
@@ -110,7 +113,11 @@ class Block(_Record):
 
 
 class RunRecord(_Record):
-    """What a run is computed from (run.json). The block plan is added by the run's first driver."""
+    """What a run is computed from (run.json).
+
+    ``cuts`` are the segments of bars whose moments are kept of every set (strategies/segments.py): bar numbers from 0
+    to ``bar_count``. ``blocks`` is the plan of a run of an earlier version; now the parts tell what is done.
+    """
 
     run_id: str
     kind: Literal["sweep", "backtest"]
@@ -131,6 +138,7 @@ class RunRecord(_Record):
     git_dirty: bool
     code_hash: str
     versions: dict[str, str]
+    cuts: tuple[int, ...] = ()
     blocks: tuple[Block, ...] = ()
 
 
@@ -156,6 +164,11 @@ class RunFolder:
     @property
     def progress_file(self) -> Path:
         return self.path / "progress.json"
+
+    @property
+    def strategies_dir(self) -> Path:
+        """The files of users' own strategies, each by its strategy's name; absent where the run has none."""
+        return self.path / "strategies"
 
     @property
     def ticket_file(self) -> Path:
@@ -186,15 +199,37 @@ class RunFolder:
     def report_file(self) -> Path:
         return self.path / "report.html"
 
-    def part_file(self, index: int) -> Path:
-        """Where the rows of block ``index`` of the plan go."""
-        return self.parts_dir / f"block-{index}.parquet"
+    @property
+    def honesty_file(self) -> Path:
+        return self.path / "honesty.json"
+
+    def part_file(self, block: Block) -> Path:
+        """Where the rows of a block go; the names sort as the sets do."""
+        return self.parts_dir / f"block-{block.start:08d}-{block.stop:08d}.parquet"
+
+    def load_strategies(self) -> None:
+        """RUN the files of users' own strategies that this run has: for its driver and workers, and the user's command.
+
+        The API must not call it. Raises ``StrategyFileError``.
+        """
+        from strategies.user_file import load_folder
+
+        load_folder(self.strategies_dir)
 
     def spec(self) -> SweepSpec:
-        """What was asked; raises ``SpecError`` naming the field where it breaks a rule."""
+        """What was asked, users' own strategies loaded; raises ``SpecError`` naming the field that breaks a rule."""
         from strategies.backtest import parse_spec
 
+        self.load_strategies()
         return parse_spec(_load_json(self.spec_file))
+
+    def sort_by(self) -> str:
+        """The column the run is sorted by, read without running anything of the user's."""
+        content = _load_json(self.spec_file)
+        metric = content.get("sort_by") if isinstance(content, dict) else None
+        if not isinstance(metric, str):
+            raise RunError("spec.json", metric, "sort_by, a column's name")
+        return metric
 
     def record(self) -> RunRecord:
         """What the run is computed from."""
@@ -225,16 +260,29 @@ class RunFolder:
         return shlex.join(words)
 
     def leaderboard(self, limit: int = 50, sort_by: str | None = None) -> list[dict[str, Any]]:
-        """The best ``limit`` rows so far, best first: ``set_id``, ``strategy``, ``params`` and every metric.
+        """The best ``limit`` rows so far, best first: ``set_id``, ``strategy``, ``params``, every metric and what
+        honesty adds once the run has ended.
 
-        Before the run has ended it is read from the finished blocks. A metric that is not a number is None.
+        Before the run has ended it is read from the finished blocks. A figure that is not a number is None.
         """
-        from strategies.metrics import METRICS
+        return self.ranked_rows(limit, sort_by)[0]
 
-        metric = sort_by or self.spec().sort_by
-        if metric not in METRICS:
-            raise RunError("sort_by", metric, f"one of {', '.join(METRICS)}")
-        return _top_rows(read_rows(self), limit, metric, METRICS)
+    def ranked_rows(self, limit: int = 50, sort_by: str | None = None) -> tuple[list[dict[str, Any]], str, str]:
+        """The rows of ``leaderboard``, the column they are ranked by, and why it is not the wanted one (or nothing)."""
+        from strategies.metrics import METRICS
+        from strategies.segments import HONEST_COLUMNS
+
+        wanted = sort_by or self.sort_by()
+        if wanted not in (*METRICS, *HONEST_COLUMNS):
+            raise RunError("sort_by", wanted, f"one of {', '.join((*METRICS, *HONEST_COLUMNS))}")
+        table = read_rows(self)
+        if not table.num_rows:
+            return [], wanted, ""
+        metric, note = sorting_metric(table, wanted)
+        shown = [name for name in (*METRICS, *HONEST_COLUMNS) if name in table.column_names]
+        order = ranking(table[metric].to_numpy(), table["set_id"].to_numpy(), metric)[: max(0, limit)]
+        rows = table.select(["set_id", "strategy", "params", *shown]).take(order).to_pylist()
+        return [{key: _plain(key, value) for key, value in row.items()} for row in rows], metric, note
 
     @contextmanager
     def driving(self) -> Iterator[None]:
@@ -256,26 +304,40 @@ def ranking(values: NDArray[np.float64], set_ids: NDArray[np.int64], metric: str
     return np.lexsort((set_ids, np.where(absent, 0.0, keys), absent))
 
 
+def sorting_metric(table: pa.Table, wanted: str) -> tuple[str, str]:
+    """The column to rank by: the wanted one, or the Sharpe ratio and the reason where that one tells nothing."""
+    import numpy as np
+
+    if wanted not in table.column_names:
+        return SORTED_BY_OTHERWISE, f"ranked by {SORTED_BY_OTHERWISE}: {wanted} is known when the run has ended"
+    if not np.isfinite(table[wanted].to_numpy()).any() and wanted != SORTED_BY_OTHERWISE:
+        return SORTED_BY_OTHERWISE, f"ranked by {SORTED_BY_OTHERWISE}: {wanted} is undefined for every set"
+    return wanted, ""
+
+
 def read_rows(folder: RunFolder) -> pa.Table:
-    """Every row there is so far: results.parquet where the run has ended, else the finished blocks; maybe no row."""
+    """Every row there is so far: results.parquet where the run has ended, else the finished blocks; maybe no row.
+
+    Of the blocks each set's first row; their moments are left out.
+    """
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from strategies.metrics import METRICS
+
+    columns = ["set_id", "strategy", "params", *METRICS]
     try:
         if folder.results_file.is_file():
             return pq.read_table(folder.results_file)
-        parts = [pq.read_table(path) for path in sorted(folder.parts_dir.glob("block-*.parquet"))]
+        parts = [pq.read_table(path, columns=columns) for path in sorted(folder.parts_dir.glob("block-*.parquet"))]
     except (pa.ArrowException, OSError) as error:
         raise RunError("run_id", folder.run_id, f"readable result files ({error})") from error
-    return pa.concat_tables(parts).replace_schema_metadata() if parts else pa.table({})
-
-
-def _top_rows(table: pa.Table, limit: int, metric: str, metrics: tuple[str, ...]) -> list[dict[str, Any]]:
-    if not table.num_rows:
-        return []
-    order = ranking(table[metric].to_numpy(), table["set_id"].to_numpy(), metric)[: max(0, limit)]
-    rows = table.select(["set_id", "strategy", "params", *metrics]).take(order).to_pylist()
-    return [{key: _plain(key, value) for key, value in row.items()} for row in rows]
+    if not parts:
+        return pa.table({})
+    rows = pa.concat_tables(parts).replace_schema_metadata()
+    firsts = np.unique(rows["set_id"].to_numpy(), return_index=True)[1]
+    return rows if len(firsts) == rows.num_rows else rows.take(firsts)
 
 
 def _plain(key: str, value: Any) -> Any:
@@ -286,11 +348,18 @@ def _plain(key: str, value: Any) -> Any:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file whole: into a temporary neighbour, to the disk, then into place."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes the place of ``path`` whole, or not at all."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), 0o644)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)

@@ -94,6 +94,8 @@ def prepare_run(
     folder as it is. Nothing is written where anything is wrong: ``SpecError`` (the grid), ``DataError`` or
     ``MissingData`` (the bars), ``RunError`` (the id), ``RunConflict`` (the id is taken by another specification).
     """
+    from strategies.user_file import write_into
+
     now_ns = time.time_ns()
     folder = RunFolder(runs_dir / _checked_id(run_id or default_run_id(spec, now_ns)))
     if folder.path.exists():
@@ -103,6 +105,7 @@ def prepare_run(
     with tempfile.TemporaryDirectory(prefix=".new-", dir=runs_dir) as staging:
         whole = RunFolder(Path(staging) / folder.run_id)
         whole.parts_dir.mkdir(parents=True)
+        write_into(whole.strategies_dir, (grid.strategy for grid in spec.grids))
         replace_file(whole.spec_file, to_json(spec))
         whole.write_record(record)
         whole.write_progress(Progress(state=RunState.PENDING, total_sets=record.set_count, updated_ns=now_ns))
@@ -120,6 +123,8 @@ def describe_run(
     run_id: str, store: BarStore, spec: SweepSpec, kind: Literal["sweep", "backtest"], created_ns: int
 ) -> RunRecord:
     """What a run of ``spec`` over the stored bars would be computed from; raises as ``prepare_run``."""
+    from strategies.segments import plan_segments
+
     sets = spec.parameter_sets()
     bars = read_bars(store, spec)
     set_count = sum(len(matrix) for _, matrix in sets)
@@ -139,6 +144,7 @@ def describe_run(
         set_count=set_count,
         dropped_count=spec.dropped(),
         look_ahead=spec.costs.look_ahead,
+        cuts=tuple(plan_segments(len(bars)).tolist()),
         **code_identity(),
     )
 

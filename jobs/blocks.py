@@ -86,7 +86,8 @@ def rows_of(block: Block, sets: ParameterSets) -> Float64Array:
 
 def _load_kernels(strategy: str, matrix: Float64Array, work: Work) -> None:
     """Load what a strategy calls before the clock runs: a worker does it once, and it says nothing of a set's cost."""
-    evaluate(strategy, matrix[:1], work.bars.between(0, WARM_UP_BARS), work.costs, work.sizing)
+    bars = work.bars.between(0, min(WARM_UP_BARS, len(work.bars)))
+    evaluate(strategy, matrix[:1], bars, work.costs, work.sizing, np.array([0, len(bars)]))
 
 
 def connect() -> int:

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.run_folder import LOWER_IS_BETTER, RunError, RunFolder, RunRecord, replace_file
+from cluster.run_folder import LOWER_IS_BETTER, RunError, RunFolder, RunRecord, replace_file, sorting_metric
 from jobs.planes import planes_of
 from strategies.metrics import METRICS, NS_PER_YEAR
 from strategies.model import Float64Array, Granularity, Int64Array
@@ -51,6 +51,14 @@ LABELS: Final = {
     "trades": "Trades",
     "win_rate": "Win rate",
     "profit_factor": "Profit factor",
+    "is_sharpe": "In-sample Sharpe",
+    "is_return": "In-sample return",
+    "oos_sharpe": "Out-of-sample Sharpe",
+    "oos_return": "Out-of-sample return",
+    "psr": "PSR",
+    "dsr": "Deflated Sharpe",
+    "stability": "Stability",
+    "worst_neighbour": "Worst neighbour",
 }
 PERCENT: Final = frozenset({"total_return", "cagr", "volatility", "max_drawdown", "exposure", "win_rate"})
 WHOLE: Final = frozenset({"max_drawdown_bars", "trades"})
@@ -86,6 +94,7 @@ class _Run:
     record: RunRecord
     best: Mapping[str, Any]
     table: pa.Table
+    sort_by: str
     ts_ns: Int64Array
     equity: Float64Array
     hold: Float64Array
@@ -96,11 +105,13 @@ def _read(folder: RunFolder) -> _Run:
     curves = _table(folder.equity_file)
     if not table.num_rows or not curves.num_rows:
         raise RunError("run_id", folder.run_id, "a run with results")
+    spec = folder.spec()
     return _Run(
-        spec=folder.spec(),
+        spec=spec,
         record=folder.record(),
         best=table.slice(0, 1).to_pylist()[0],
         table=table,
+        sort_by=sorting_metric(table, spec.sort_by)[0],
         ts_ns=curves["ts_ns"].to_numpy(),
         equity=curves["equity"].to_numpy(),
         hold=curves["buy_and_hold"].to_numpy(),
@@ -123,7 +134,7 @@ def _page(run: _Run) -> str:
         "KICKER": escape(what),
         "LEAD": escape(f"{_day(record.first_ts_ns)} to {_day(record.last_ts_ns)} · {record.bar_count:,} bars"),
         "BANNERS": _banners(record),
-        "BEST_TITLE": escape(f"Best by {LABELS[spec.sort_by]}: {_title(run.best['strategy'])}"),
+        "BEST_TITLE": escape(f"Best by {LABELS[run.sort_by]}: {_title(run.best['strategy'])}"),
         "CHIPS": "".join(
             f'<span class="chip">{escape(name)} <b>{escape(_short(value))}</b></span>'
             for name, value in json.loads(run.best["params"]).items()
@@ -132,7 +143,7 @@ def _page(run: _Run) -> str:
         "EQUITY_NOTE": escape(_equity_note(spec)),
         "MONTHS": _months_table(run),
         "BOARD": _board(run),
-        "BOARD_NOTE": escape(_board_note(record, run.table.num_rows, spec)),
+        "BOARD_NOTE": escape(_board_note(record, run.table.num_rows, run.sort_by)),
         "FACTS": "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in _facts(run).items()),
         "SPEC": escape(json.dumps(spec.model_dump(mode="json"), indent=2)),
         "FOOTER": escape(f"Run {record.run_id} · times are UTC · metrics are fractions of a year of 365.25 days"),
@@ -223,7 +234,7 @@ def _board(run: _Run) -> str:
     heads = ['<th class="text">#</th>', '<th class="text">Strategy</th>', '<th class="text">Parameters</th>']
     for name in METRICS:
         sort = ""
-        if name == run.spec.sort_by:
+        if name == run.sort_by:
             sort = f' aria-sort="{"ascending" if name in LOWER_IS_BETTER else "descending"}"'
         heads.append(f"<th{sort}>{escape(LABELS[name])}</th>")
     body = "".join(_board_row(place, row) for place, row in enumerate(rows, 1))
@@ -244,10 +255,10 @@ def _board_row(place: int, row: Mapping[str, Any]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _board_note(record: RunRecord, rows: int, spec: SweepSpec) -> str:
+def _board_note(record: RunRecord, rows: int, sort_by: str) -> str:
     if rows == 1:
         return "one parameter set"
-    note = f"the first {min(rows, BOARD_ROWS_MAX)} of {rows:,} by {LABELS[spec.sort_by]}; a click on a head sorts"
+    note = f"the first {min(rows, BOARD_ROWS_MAX)} of {rows:,} by {LABELS[sort_by]}; a click on a head sorts"
     if record.dropped_count:
         note += f"; {record.dropped_count:,} combinations break a rule between parameters and were not run"
     return note
@@ -292,10 +303,10 @@ def _data(run: _Run) -> str:
             "drawdown": _rounded(-_drawdown(run.equity)[at]),
             "hold_drawdown": _rounded(-_drawdown(run.hold)[at]),
         },
-        "planes": planes_of(run.table, {name: _title(name) for name in STRATEGIES}, run.spec.sort_by),
+        "planes": planes_of(run.table, {name: _title(name) for name in STRATEGIES}, run.sort_by),
         "metrics": {name: LABELS[name] for name in metrics},
         "percent": sorted(PERCENT),
-        "sort_by": run.spec.sort_by,
+        "sort_by": run.sort_by,
     }
     # Inside a script element only "</" and "<!--" could end it early; escaping every "<" covers both.
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

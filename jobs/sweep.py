@@ -179,7 +179,7 @@ def work_of(run: Run) -> blocks.Work:
 def finish(run: Run, state: Reporter) -> None:
     """Write the table, the best set's curves, the summary and the report, and mark the run SUCCEEDED."""
     state.phase("ranking")
-    table, moments = results.assemble(run.folder, run.record, run.sets)
+    table, _moments = results.assemble(run.folder, run.record, run.sets)
     ranked = results.rank(table, {}, run.spec)
     results.write_results(run.folder, ranked)
     results.write_best(run.folder, run.spec, ranked.top(1)[0], run.bars)

@@ -1,6 +1,8 @@
 """The Ray side of a sweep: a Tune trial is a block of parameter sets, run by a few actors that are used again.
 
-Tune keeps no state that matters: which blocks are done is told by the parts in the run folder.
+Which block comes next is asked of a ``Source`` when a worker is free, so a block can be cut by what the ones before
+have cost, and a search can think of sets as it goes. Tune keeps no state that matters: which sets are done is told by
+the parts in the run folder.
 """
 
 from __future__ import annotations
@@ -9,10 +11,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, Final
 
-from jobs.blocks import WORKER_ENVIRONMENT, Work, evaluate_block
+from cluster.run_folder import Block
+from jobs.blocks import WORKER_ENVIRONMENT, Work, config_of, evaluate_block
+from jobs.plan import Source
 
 # Tune reads these when it is imported. Its loggers would write three files a trial, its own output a table a second.
 os.environ.update(
@@ -28,10 +33,12 @@ for _secret in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKE
     os.environ.pop(_secret, None)
 
 from ray import tune  # noqa: E402 -- see above
+from ray.tune.search import Searcher  # noqa: E402
 
 # A worker that dies (out of memory, node gone, SIGKILL) costs its block, which is then computed again.
 FAILURES_MAX: Final = 2
-ROUNDS_MAX: Final = 5
+# How often a block may be lost before it began, which is not its fault.
+LOSSES_MAX: Final = 5
 # Neither a block finished nor one begun in this time: the cluster has no room for us. Autoscaling takes minutes.
 STALL_TIMEOUT_S: Final = 900.0
 
@@ -46,32 +53,25 @@ class BlockFailed(RuntimeError):
 
 def run_blocks(
     work: Work,
-    indices: Iterable[int],
+    source: Source,
     workers: int,
-    on_block: Callable[[int, float], None],
+    on_block: Callable[[Block, float], None],
     on_last: Callable[[], None],
 ) -> None:
-    """Compute the blocks ``indices`` on at most ``workers`` CPUs.
+    """Compute the blocks of ``source`` on at most ``workers`` CPUs.
 
-    ``on_block(index, seconds)`` is called for each as it comes, ``on_last()`` after the last one, before Tune puts its
-    actors away (which takes a second or two). Raises ``BlockFailed`` or ``SweepStalled``.
+    ``on_block(block, seconds)`` is called for each as it comes, after the source was told; ``on_last()`` after the last
+    one, before Tune puts its actors away (which takes a second or two). Raises ``BlockFailed`` or ``SweepStalled``.
     """
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    watch = _Watch(indices, on_block, on_last)
-    for _ in range(ROUNDS_MAX):
-        _tune(work, sorted(watch.open_blocks), workers, watch)
-        if not watch.open_blocks:
-            return
-    raise BlockFailed(f"blocks {sorted(watch.open_blocks)[:10]} lost their worker in each of {ROUNDS_MAX} rounds")
-
-
-def _tune(work: Work, wanted: list[int], workers: int, watch: _Watch) -> None:
+    watch = Watch(source, on_block, on_last)
     storage = work.folder.path / "tune"
     shutil.rmtree(storage, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(evaluate_block, work=work), {"cpu": 1}),
-        param_space={"block": tune.grid_search(wanted)},
-        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=min(workers, len(wanted))),
+        tune_config=tune.TuneConfig(
+            search_alg=_Asker(watch), num_samples=-1, reuse_actors=True, max_concurrent_trials=workers
+        ),
         run_config=tune.RunConfig(
             name="blocks",
             storage_path=str(storage),
@@ -84,13 +84,36 @@ def _tune(work: Work, wanted: list[int], workers: int, watch: _Watch) -> None:
     shutil.rmtree(storage, ignore_errors=True)
 
 
-class _Watch(tune.Callback):
+class _Asker(Searcher):
+    """Asks the source for a block when Tune has room for a trial."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._watch.source.finished:
+            return Searcher.FINISHED
+        source = self._watch.source
+        block = source.next()
+        return None if block is None else config_of(block, source.rows(block))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        return None  # the watch has told the source
+
+    def save(self, checkpoint_path: str) -> None:
+        return None  # the run folder's parts are the state
+
+    def restore(self, checkpoint_path: str) -> None:
+        return None
+
+
+class Watch(tune.Callback):
     """Follows the trials; an exception raised in a step of Tune's loop ends the sweep."""
 
-    def __init__(
-        self, indices: Iterable[int], on_block: Callable[[int, float], None], on_last: Callable[[], None]
-    ) -> None:
-        self.open_blocks = set(indices)
+    def __init__(self, source: Source, on_block: Callable[[Block, float], None], on_last: Callable[[], None]) -> None:
+        self.source = source
+        self._losses: Counter[int] = Counter()
         self._on_block = on_block
         self._on_last = on_last
         self._failed: list[Any] = []
@@ -101,21 +124,27 @@ class _Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._moved_s = time.monotonic()
-        index: int = trial.config["block"]
-        self.open_blocks.remove(index)
-        self._on_block(index, float(trial.last_result.get("seconds", 0.0)))
+        block = Block(**trial.config["block"])
+        seconds = float(trial.last_result.get("seconds", 0.0))
+        self.source.done(block, seconds)
+        self._on_block(block, seconds)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         # Tune gives a trial up at once, whatever ``max_failures``, when it was about to move into an actor that has
-        # died. Nothing is wrong with such a block: it stays open, for the next round.
-        if not trial.should_recover():
+        # died. Nothing is wrong with such a block: it goes back to the source.
+        block = Block(**trial.config["block"])
+        self._losses[block.start] += 1
+        if trial.should_recover() and self._losses[block.start] < LOSSES_MAX:
+            self.source.lost(block)
+        else:
             self._failed.append(trial)
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         if self._failed:
             trial = self._failed[0]
-            raise BlockFailed(f"block {trial.config['block']} failed {FAILURES_MAX + 1} times: {_reason(trial)}")
-        if not self.open_blocks:
+            block = Block(**trial.config["block"])
+            raise BlockFailed(f"block {block.start}-{block.stop} failed {FAILURES_MAX + 1} times: {_reason(trial)}")
+        if self.source.finished:
             last, self._on_last = self._on_last, _nothing
             last()
         elif time.monotonic() - self._moved_s > STALL_TIMEOUT_S:

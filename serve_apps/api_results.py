@@ -17,6 +17,7 @@ from serve_apps.api_runs import RunPath, damaged, find_run, settled
 from serve_apps.api_shapes import Shape
 from serve_apps.problem import Problem
 from strategies.metrics import METRICS
+from strategies.segments import HONEST_COLUMNS
 
 router = APIRouter(prefix="/v1/backtests", tags=["backtests"], route_class=GuardedRoute)
 
@@ -36,7 +37,8 @@ class Row(Shape):
     strategy: str = Field(examples=["sma_cross"])
     params: dict[str, float] = Field(examples=[{"fast": 10, "slow": 30}])
     metrics: dict[str, float | None] = Field(
-        description=f"{', '.join(METRICS)}; fractions, not per cent; null where a metric is not a number",
+        description=f"{', '.join(METRICS)}, and of an ended run {', '.join(HONEST_COLUMNS)}; fractions, not per cent; "
+        "null where a figure is not a number",
         examples=[{"sharpe": 1.2, "total_return": 0.34}],
     )
 
@@ -62,7 +64,8 @@ class RunResult(Shape):
     look_ahead: bool
     state: RunState
     complete: bool = Field(description="every parameter set is in the table")
-    sort_by: str = Field(examples=["sharpe"])
+    sort_by: str = Field(examples=["oos_sharpe"])
+    sort_note: str = Field(description="why it is not what was asked for, or nothing")
     rows: list[Row]
     summary: SummaryView | None = Field(description="null until the run has succeeded")
 
@@ -73,11 +76,12 @@ async def show_result(
     _: Reader,
     run_id: RunPath,
     limit: Annotated[int, Query(ge=1, le=ROWS_MAX, description="at most so many rows")] = 50,
-    sort_by: Annotated[str | None, Query(description="a metric; without it the specification's")] = None,
+    sort_by: Annotated[str | None, Query(description="a figure of the rows; without it the specification's")] = None,
 ) -> RunResult:
     """The leaderboard: of the whole run, or of what is finished so far."""
-    if sort_by is not None and sort_by not in METRICS:
-        raise invalid_request("sort_by", sort_by, f"one of {', '.join(METRICS)}")
+    columns = (*METRICS, *HONEST_COLUMNS)
+    if sort_by is not None and sort_by not in columns:
+        raise invalid_request("sort_by", sort_by, f"one of {', '.join(columns)}")
     folder = find_run(desk, run_id)
     progress, _status = await settled(desk, folder)
     return await asyncio.to_thread(_result, folder, progress, limit, sort_by)
@@ -106,8 +110,7 @@ async def show_report(desk: TheDesk, _: Reader, run_id: RunPath) -> Response:
 def _result(folder: RunFolder, progress: Progress, limit: int, sort_by: str | None) -> RunResult:
     try:
         record = folder.record()
-        metric = sort_by or folder.spec().sort_by
-        rows = folder.leaderboard(limit, metric)
+        rows, metric, note = folder.ranked_rows(limit, sort_by)
         succeeded = progress.state is RunState.SUCCEEDED
         summary = _summary(folder.summary()) if succeeded else None
     except RunError as error:
@@ -119,13 +122,14 @@ def _result(folder: RunFolder, progress: Progress, limit: int, sort_by: str | No
         state=progress.state,
         complete=succeeded,
         sort_by=metric,
+        sort_note=note,
         rows=[_row(row) for row in rows],
         summary=summary,
     )
 
 
 def _row(row: dict[str, Any]) -> Row:
-    metrics = {name: row[name] for name in METRICS}
+    metrics = {name: row[name] for name in (*METRICS, *HONEST_COLUMNS) if name in row}
     return Row(set_id=row["set_id"], strategy=row["strategy"], params=row["params"], metrics=metrics)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster.market_data import SIMULATED, BarStore
-from cluster.runs import RunFolder, prepare_run
-from jobs import results
-from jobs.blocks import Work, evaluate_block
-from jobs.sweep import Reporter, Run, finish
+from cluster.runs import Block, RunFolder, prepare_run
+from jobs.blocks import config_of, evaluate_block
+from jobs.plan import ParameterSets
+from jobs.sweep import Reporter, Run, finish, work_of
 from strategies.backtest import SweepSpec, parse_spec
 from strategies.model import Bars, Granularity
 from tests.bar_samples import NEW_YEAR_NS
@@ -55,28 +56,36 @@ def one_set_spec(**changes: Any) -> SweepSpec:
     return make_spec(grids=[{"strategy": "sma_cross", "grid": {"fast": [5], "slow": [21]}}], **changes)
 
 
-def loaded(folder: RunFolder, store: BarStore, block_count: int = 6) -> Run:
-    """A prepared run with a plan of about ``block_count`` blocks."""
+def loaded(folder: RunFolder, store: BarStore) -> Run:
+    """A prepared run, its bars read."""
     spec = folder.spec()
-    sets = spec.parameter_sets()
-    plan = results.plan_blocks(sets, [1.0] * len(sets), max(1, block_count // results.BLOCKS_PER_WORKER_MIN))
-    record = folder.record().model_copy(update={"blocks": plan})
-    folder.write_record(record)
     bars = store.read(spec.product_id, spec.granularity, spec.start_ns, spec.end_ns)
-    return Run(folder, spec, record, bars, sets)
+    return Run(folder, spec, folder.record(), bars, spec.parameter_sets())
 
 
-def work_of(run: Run) -> Work:
-    """What the workers of ``run`` get."""
-    return Work(run.folder, results.Identity.of(run.record), run.record.blocks, run.sets, run.bars, run.spec.costs)
+def cut(sets: ParameterSets, block_count: int) -> list[Block]:
+    """About so many blocks that hold every set once."""
+    blocks, first = [], 0
+    size = max(1, sum(len(matrix) for _, matrix in sets) // block_count)
+    for grid, (strategy, matrix) in enumerate(sets):
+        for start in range(first, first + len(matrix), size):
+            stop = min(start + size, first + len(matrix))
+            blocks.append(Block(strategy=strategy, grid=grid, start=start, stop=stop))
+        first += len(matrix)
+    return blocks
+
+
+def evaluate_blocks(run: Run, blocks: Sequence[Block]) -> None:
+    """Put the parts of these blocks into the run folder, as workers do."""
+    for block in blocks:
+        evaluate_block(config_of(block), work_of(run))
 
 
 def complete_run(
     runs_dir: Path, store: BarStore, spec: SweepSpec, run_id: str = "a1", block_count: int = 6
 ) -> RunFolder:
     """A run computed to its end in this process, block by block, by the functions the workers and the driver call."""
-    run = loaded(prepare_run(runs_dir, store, spec, run_id), store, block_count)
-    for index in range(len(run.record.blocks)):
-        evaluate_block({"block": index}, work_of(run))
+    run = loaded(prepare_run(runs_dir, store, spec, run_id), store)
+    evaluate_blocks(run, cut(run.sets, block_count))
     finish(run, Reporter(run.folder))
     return run.folder

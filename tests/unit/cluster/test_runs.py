@@ -30,7 +30,7 @@ from cluster.runs import (
 )
 from strategies.backtest import SpecError
 from strategies.metrics import METRICS
-from tests.run_samples import complete_run, loaded, make_spec, make_store, wavy_bars, work_of
+from tests.run_samples import complete_run, cut, evaluate_blocks, loaded, make_spec, make_store, wavy_bars
 
 
 @pytest.fixture
@@ -244,19 +244,25 @@ def test_every_error_tells_field_value_and_rule(error: Exception, field: str, va
 
 
 def test_the_leaderboard_grows_with_the_blocks_and_ends_as_the_table(store: BarStore, runs_dir: Path) -> None:
-    from jobs.blocks import evaluate_block
-
     run = loaded(prepare_run(runs_dir, store, make_spec(), "half"), store)
     assert run.folder.leaderboard() == []
-    evaluate_block({"block": 0}, work_of(run))
+    plan = cut(run.sets, 6)
+    evaluate_blocks(run, plan[:1])
     some = run.folder.leaderboard(limit=1000)
-    assert len(some) == run.record.blocks[0].stop
+    assert len(some) == plan[0].stop
     assert set(some[0]) == {"set_id", "strategy", "params", *METRICS}
     whole = complete_run(runs_dir, store, make_spec(), "whole")
     rows = whole.leaderboard(limit=1000)
     assert len(rows) == whole.record().set_count
     assert rows[0]["params"] == whole.summary()["best"]["params"]
     json.dumps(rows, allow_nan=False)
+
+
+def test_a_set_that_two_drivers_computed_is_on_the_leaderboard_once(store: BarStore, runs_dir: Path) -> None:
+    run = loaded(prepare_run(runs_dir, store, make_spec(), "a1"), store)
+    evaluate_blocks(run, [*cut(run.sets, 6)[:2], *cut(run.sets, 3)[:1]])
+    ids = [row["set_id"] for row in run.folder.leaderboard(limit=1000)]
+    assert sorted(ids) == list(range(len(ids)))
 
 
 @pytest.mark.parametrize("metric", ["sharpe", "max_drawdown"])
@@ -277,7 +283,7 @@ def test_a_metric_that_is_no_number_ranks_last_and_equal_ones_go_by_set_id() -> 
 
 def test_a_damaged_part_does_not_look_like_a_result(store: BarStore, runs_dir: Path) -> None:
     folder = prepare_run(runs_dir, store, make_spec(), "a1")
-    folder.part_file(0).write_bytes(b"PAR1 not really")
+    (folder.parts_dir / "block-0.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(RunError, match="readable result files"):
         folder.leaderboard()
 

@@ -120,7 +120,13 @@ def test_leftovers_of_a_killed_worker_are_cleared_away(store: BarStore, runs_dir
 
 def test_parameters_are_told_as_json_does_without_rules_that_are_off() -> None:
     strategy = STRATEGIES["rsi_reversion"]
-    rows = np.stack([full_vector(strategy.params(window=w), Rules(stop_loss=s)) for w in (7, 9) for s in (0.0, 0.05)])
+    rows = np.stack(
+        [
+            full_vector(strategy.params.model_validate({"window": w}), Rules(stop_loss=s))
+            for w in (7, 9)
+            for s in (0.0, 0.05)
+        ]
+    )
     texts = params_json("rsi_reversion", rows).to_pylist()
     own = strategy.params().model_dump()
     assert [json.loads(text) for text in texts] == [

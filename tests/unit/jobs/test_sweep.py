@@ -13,10 +13,19 @@ from typing import Any
 import pytest
 
 from cluster.market_data import BarStore
-from cluster.runs import Progress, RunFolder, RunState, prepare_run
+from cluster.runs import Block, Progress, RunFolder, RunState, prepare_run
 from jobs import sweep
 from tests.bar_samples import with_value
-from tests.run_samples import TWO_STRATEGIES, complete_run, loaded, make_spec, make_store, wavy_bars
+from tests.run_samples import (
+    TWO_STRATEGIES,
+    complete_run,
+    cut,
+    evaluate_blocks,
+    loaded,
+    make_spec,
+    make_store,
+    wavy_bars,
+)
 
 TOO_MANY = {"start": 1, "stop": 2000, "step": 1}
 
@@ -146,7 +155,7 @@ def test_progress_is_written_now_and_then_and_at_every_turn(store: BarStore, tmp
     state.begin(1000)
     seen: list[Progress] = []
     for index in range(100):
-        state.block(index, 10, 0.01)
+        state.block(Block(strategy="sma_cross", grid=0, start=10 * index, stop=10 * index + 10), 0.01)
         if not seen or folder.progress() != seen[-1]:
             seen.append(folder.progress())
     assert len(seen) < 100
@@ -158,16 +167,30 @@ def test_progress_is_written_now_and_then_and_at_every_turn(store: BarStore, tmp
     assert "computing" in state.timings_s()
 
 
-def test_the_cost_of_a_set_is_guessed_for_small_sweeps_and_measured_for_large_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    costs = {}
-    for count in (500, 50_000):
-        store = make_store(tmp_path / f"bars{count}", wavy_bars(count))
-        run = loaded(prepare_run(tmp_path / f"runs{count}", store, make_spec(), "a1"), store)
-        assert sweep.set_costs(run) == [sweep.EVALUATION_COST_S * count] * 2
-        monkeypatch.setattr(sweep, "EVALUATIONS_GUESSED_MAX", 0)
-        costs[count] = sweep.set_costs(run)
-        monkeypatch.undo()
-    assert len(set(costs[50_000])) == 2, "two strategies, two costs"
-    assert sum(costs[50_000]) > 5 * sum(costs[500])
+def test_a_small_sweep_needs_no_ray_and_gives_the_table_of_any_other_cut(store: BarStore, tmp_path: Path) -> None:
+    folder = prepare_run(tmp_path / "runs", store, make_spec(), "a1")
+    arguments = ["--run-dir", str(folder.path), "--bars-dir", str(store.root)]
+    program = (
+        f"import sys; from jobs.sweep import main; s = main({arguments!r}); sys.exit(s + 10 * ('ray' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == sweep.DONE, done.stderr
+    assert folder.progress().state == RunState.SUCCEEDED
+    other = complete_run(tmp_path / "other", store, make_spec(), block_count=40)
+    assert folder.results_file.read_bytes() == other.results_file.read_bytes()
+    assert folder.summary()["block_count"] < 20
+
+
+def test_a_run_that_was_interrupted_anywhere_ends_with_the_same_table(store: BarStore, tmp_path: Path) -> None:
+    whole = complete_run(tmp_path / "whole", store, make_spec())
+    run = loaded(prepare_run(tmp_path / "runs", store, make_spec(), "a1"), store)
+    plan = cut(run.sets, 7)
+    evaluate_blocks(run, [plan[1], plan[2], plan[-1]])
+    before = {path.name: path.stat().st_ino for path in run.folder.parts_dir.iterdir()}
+    assert drive(run.folder.path, store) == sweep.DONE
+    after = {path.name: path.stat().st_ino for path in run.folder.parts_dir.iterdir()}
+    assert {name: after[name] for name in before} == before, "a finished block was computed again"
+    assert run.folder.summary()["computed_sets"] == run.record.set_count - sum(
+        block.stop - block.start for block in (plan[1], plan[2], plan[-1])
+    )
+    assert run.folder.results_file.read_bytes() == whole.results_file.read_bytes()
