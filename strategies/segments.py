@@ -1,6 +1,6 @@
 """Segments of time and what is kept of each: a few sums a parameter set, from which every honest statistic is pooled.
 
-A sweep keeps no returns: that would be of size bars x sets. It keeps six numbers a set and segment (``MOMENTS``),
+A sweep keeps no returns: that would be of size bars x sets. It keeps six numbers a set and segment (MOMENTS),
 and as sums add up, mean, deviation, skew, kurtosis, Sharpe and growth of *any* union of segments follow exactly:
 walk-forward, cross-validation and the probability of overfitting are made of them afterwards, without another backtest.
 
@@ -12,19 +12,17 @@ where they stand on the same side.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from strategies.base import SpecError
-from strategies.metrics import NO_DEVIATION
+from strategies.metrics import MOMENTS, NO_DEVIATION
 from strategies.model import Float64Array, Int64Array
 
-# Of the bar returns r_i, i in [cuts[s], cuts[s+1]) and i >= 1: how many, sum r, r^2, r^3, r^4; then
-# ln(equity at the segment's last close / equity at the close before the segment), -inf from ruin on.
-MOMENTS: Final[tuple[str, ...]] = ("returns", "sum", "sum2", "sum3", "sum4", "growth")
+# Columns of ``MOMENTS``, which strategies/metrics.py defines and fills.
 RETURNS, SUM, SUM2, SUM3, SUM4, GROWTH = range(len(MOMENTS))
 
 # The columns that honesty adds to a leaderboard. All are better when greater; not a number where undefined.
@@ -170,9 +168,16 @@ class Pooled(NamedTuple):
 def add_up(moments: Float64Array, segments: Int64Array) -> Float64Array:
     """float64[m, 6]: the sums of float64[m, S, 6] over some of its segments, added in order of time."""
     total = np.zeros((moments.shape[0], len(MOMENTS)))
-    for segment in segments:
-        total += moments[:, segment]
+    for rows in chunks(moments.shape[0]):
+        for segment in segments:
+            total[rows] += moments[rows, segment]
     return total
+
+
+def chunks(rows: int, size: int = 16_384) -> Iterator[slice]:
+    """Rows some at a time: the moments of these fit a processor's cache, those of a million may lie in a file."""
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
 
 
 def pool(moments: Float64Array, segments: Int64Array) -> Pooled:
@@ -210,9 +215,10 @@ def sharpe_of(count: Float64Array, first: Float64Array, second: Float64Array) ->
 
 def complete_rows(moments: Float64Array) -> Int64Array:
     """int64: the rows whose moments are all there; a set that was stopped early lacks its last segments (NaN)."""
-    whole = np.ones(moments.shape[0], dtype=np.bool_)
-    for segment in range(moments.shape[1]):
-        whole &= np.isfinite(moments[:, segment, :GROWTH]).all(axis=1) & ~np.isnan(moments[:, segment, GROWTH])
+    whole = np.empty(moments.shape[0], dtype=np.bool_)
+    for rows in chunks(moments.shape[0]):
+        sums, growth = moments[rows, :, :GROWTH], moments[rows, :, GROWTH]
+        whole[rows] = np.isfinite(sums).all(axis=(1, 2)) & ~np.isnan(growth).any(axis=1)
     return np.flatnonzero(whole)
 
 

@@ -21,8 +21,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from strategies.base import SpecError
+from strategies.metrics import MOMENTS
 from strategies.model import Float64Array, Int64Array
-from strategies.segments import GROWTH, MOMENTS, RETURNS, SUM, SUM2, Pooled, Segments, add_up, pool, pooled, sharpe_of
+from strategies.segments import GROWTH, RETURNS, SUM, SUM2, Pooled, Segments, add_up, pool, pooled, sharpe_of
 
 TEST_FOLDS: Final = 2
 # Rows looked at together: their sums in all segments fit a processor's cache.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.segments import MOMENTS
+from strategies.metrics import MOMENTS
 
 Floats = NDArray[np.float64]
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from strategies.base import SpecError
+from strategies.metrics import MOMENTS
 from strategies.segments import (
     GROWTH,
-    MOMENTS,
     Segments,
     add_up,
     complete_rows,
