@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies import kernel
+from strategies import kernel, switches
 from strategies.base import RULES, SpecError, Strategy, full_matrix, full_vector, parameter_table
 from strategies.compiled import compiled, forget_stale, read_only
 from strategies.metrics import METRICS, MOMENTS, NS_PER_YEAR, metrics_of, moments_of
@@ -28,6 +28,7 @@ from strategies.spec import (
     parse_backtest,
     parse_spec,
 )
+from strategies.tables import Series
 
 __all__ = [
     "FILL_DTYPE",
@@ -156,8 +157,8 @@ def evaluate(
     trace = kernel.new_trace(len(bars) if borders.size else 0)
     metrics = np.empty((len(rows), len(METRICS)))
     moments = np.empty((len(rows), max(borders.size - 1, 0), len(MOMENTS)))
-    for position, vector in enumerate(own):
-        target = chosen.targets(read_only(vector), *series.prices_and_volume)
+    for position in _left_by_switches(chosen, rows, series, costs, sizing, borders, Evaluation(metrics, moments)):
+        target = chosen.targets(read_only(own[position]), *series.prices_and_volume)
         metrics[position] = metrics_of(_account(chosen, target, series, costs, trace).tallies, series.years)
         if borders.size:
             moments_of(read_only(trace.equity), borders, costs.initial_cash, moments[position])
@@ -189,11 +190,40 @@ def warm() -> None:
         run(BacktestSpec(product_id="WARM-UP", granularity=Granularity.ONE_DAY, strategy=name), bars)
 
 
+def _left_by_switches(
+    strategy: Strategy,
+    rows: Float64Array,
+    series: _Series,
+    costs: Costs,
+    sizing: Sizing | None,
+    cuts: Int64Array,
+    results: Evaluation,
+) -> list[int]:
+    """Fill ``results`` for the rows that can be paid for by the change of target; the others, for the general loop."""
+    own, rules = rows[:, : -len(RULES)], rows[:, -len(RULES) :]
+    plain = np.zeros(len(rows), dtype=np.bool_)
+    if switches.applies(strategy) and (costs.zero_volume == "fills" or series.prices_and_volume[4].all()):
+        plain = np.array([_is_plain(costs, sizing, row) for row in rules], dtype=np.bool_)
+    if plain.any():
+        terms = kernel.Terms(costs.fee_bps / 1e4, costs.slippage_bps / 1e4, costs.look_ahead, costs.initial_cash)
+        chosen = np.ascontiguousarray(own[plain])
+        columns = Series(*series.prices_and_volume)
+        metrics, moments, refused = switches.account_block(strategy, chosen, columns, terms, series.years, cuts)
+        results.metrics[plain], results.moments[plain] = metrics, moments
+        plain[plain] = ~refused
+    return np.flatnonzero(~plain).tolist()
+
+
 class _Series(NamedTuple):
     """Checked bars as the kernels take them, and the years from the first bar's start to the last one's."""
 
     prices_and_volume: tuple[Float64Array, Float64Array, Float64Array, Float64Array, Float64Array]
     years: float
+
+
+def _is_plain(costs: Costs, sizing: Sizing | None, rules: Float64Array) -> bool:
+    defaults = [info.default for info in RULES]
+    return costs.plain and (sizing is None or sizing == Sizing()) and rules.tolist() == defaults
 
 
 def _account(

@@ -11,7 +11,18 @@ from pydantic import Field
 from strategies.base import BarStep, Params, Strategy
 from strategies.compiled import compiled, compiled_step
 from strategies.indicators import RollingMean, rolling_mean_start, rolling_mean_step
-from strategies.model import Float64Array
+from strategies.model import Float64Array, Int64Array
+from strategies.tables import (
+    MEANS_MEMORY,
+    NOTHING,
+    WORD,
+    Changes,
+    Series,
+    Switches,
+    append_changes,
+    means,
+    wanted_at,
+)
 
 # Means of equal prices over windows of different length differ by rounding (some 1e-12 for 10,000 bars): no crossing.
 EQUAL_WITHIN = 1e-10
@@ -73,4 +84,52 @@ def targets(
     return target
 
 
-SMA_CROSS = Strategy("sma_cross", "SMA cross", SmaCrossParams, start, on_bar, targets)
+@compiled
+def scan(
+    rows: Float64Array,
+    places: Int64Array,
+    table: Float64Array,
+    series: Series,
+    first: int,
+    last: int,
+    carried: Float64Array,
+    changes: Changes,
+) -> None:
+    count = 0
+    for s in range(places.shape[0]):
+        fast, slow = table[places[s, 0], 0], table[places[s, 1], 0]
+        short_allowed = rows[s, 2] > 0.0
+        held = carried[s, 0]
+        changes.first[s] = count
+        for begin in range(0, last - first, WORD):
+            bars = min(WORD, last - first - begin)
+            long = _above(fast, slow, begin)
+            short = _below(fast, slow, begin) if short_allowed else NOTHING
+            count = append_changes(changes, count, begin, bars, long, short, held)
+            held = wanted_at(long, short, bars - 1)
+        carried[s, 0] = held
+    changes.first[places.shape[0]] = count
+
+
+@compiled
+def _above(fast: Float64Array, slow: Float64Array, begin: int) -> np.uint64:
+    """Bit i: ``on_bar`` wants a long position on bar ``begin + i``."""
+    fast, slow = fast[begin : begin + WORD], slow[begin : begin + WORD]
+    word = NOTHING
+    for i in range(WORD):
+        word |= np.uint64(fast[i] - slow[i] > EQUAL_WITHIN * slow[i]) << np.uint64(i)
+    return word
+
+
+@compiled
+def _below(fast: Float64Array, slow: Float64Array, begin: int) -> np.uint64:
+    """The same for a short one."""
+    fast, slow = fast[begin : begin + WORD], slow[begin : begin + WORD]
+    word = NOTHING
+    for i in range(WORD):
+        word |= np.uint64(fast[i] - slow[i] < -(EQUAL_WITHIN * slow[i])) << np.uint64(i)
+    return word
+
+
+SWITCHES = Switches(("fast", "slow"), lines=1, memory=MEANS_MEMORY, table=means, scan=scan)
+SMA_CROSS = Strategy("sma_cross", "SMA cross", SmaCrossParams, start, on_bar, targets, SWITCHES)

@@ -1,0 +1,290 @@
+"""Properties of the engine of changes: the strategies' targets, and the general loop's results, by another way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from strategies import kernel, switches
+from strategies.backtest import AccountingError, BacktestSpec, Costs, Evaluation, evaluate, run, targets_of
+from strategies.base import Strategy, own_parameters
+from strategies.compiled import read_only
+from strategies.metrics import METRICS
+from strategies.model import Bars, Float64Array, Granularity
+from strategies.registry import STRATEGIES
+from strategies.tables import WORD, Changes, Series, Windows
+
+SWITCHING = [name for name, strategy in STRATEGIES.items() if strategy.switches is not None]
+# Whatever does not depend on the order in which many numbers are summed.
+EXACT = ("total_return", "cagr", "max_drawdown_bars", "exposure", "turnover", "trades", "win_rate", "profit_factor")
+KINDS = ("walk", "quiet", "ties", "still", "rising", "gaps", "saw", "tiny", "huge", "wild", "ruinous")
+
+
+def made_up_bars(kind: str, seed: int, length: int) -> Bars:
+    """Bars of the given character, also such as no market has."""
+    random = np.random.default_rng(seed)
+    steps = random.standard_normal(length)
+    jumps = np.where(random.uniform(size=length) < 0.05, 3.0 * steps, 0.0)
+    with np.errstate(over="ignore"):
+        close = {
+            "walk": 100.0 * np.exp(np.cumsum(0.01 * steps)),
+            "quiet": 100.0 * np.exp(np.cumsum(1e-9 * steps)),
+            "ties": np.round(20.0 + np.cumsum(np.round(0.7 * steps)) % 17.0),
+            "still": np.full(length, 0.1),
+            "rising": 1.01 ** np.arange(length),
+            "gaps": 100.0 * np.exp(np.cumsum(0.001 * steps + jumps)),
+            "saw": 100.0 + np.arange(length) % 7 + 1e-9 * steps,
+            "tiny": 1e-305 * np.exp(np.cumsum(0.3 * steps)),
+            "huge": 1e305 * np.exp(np.cumsum(0.3 * steps)),
+            "wild": 10.0 ** (150.0 * np.sin(np.arange(length) / 40.0) + 0.1 * steps),
+            "ruinous": np.where(random.uniform(size=length) < 0.03, 250.0, 100.0 + steps),
+        }[kind]
+    close = np.clip(close, 5e-324, 1.7e308)
+    shift = 1.0 + 0.003 * random.standard_normal(length) * (kind != "still")
+    open_ = np.clip(np.concatenate([close[:1], close[:-1]]) * shift, 5e-324, 1.7e308)
+    ts_ns = np.arange(length, dtype=np.int64) * Granularity.ONE_HOUR.ns
+    high, low = np.maximum(open_, close), np.minimum(open_, close)
+    return Bars("BTC-USD", Granularity.ONE_HOUR, ts_ns, open_, high, low, close, np.ones(length))
+
+
+def rows_of(strategy: Strategy, seed: int, count: int, longest: int) -> Float64Array:
+    """float64[count, k]: random parameters, windows up to ``longest`` bars, in no order and with repetitions."""
+    random = np.random.default_rng(seed)
+    rows: list[list[float]] = []
+    while len(rows) < count:
+        row = [
+            float(random.integers(int(info.low), int(min(info.high, longest)) + 1))
+            if info.kind == "int"
+            else _level(random, info.low, info.high)
+            for info in own_parameters(strategy)
+        ]
+        if strategy.params.keeps_order(np.array([row]))[0]:
+            rows.append(row)
+    return np.array(rows)
+
+
+def _level(random: np.random.Generator, low: float, high: float) -> float:
+    """Anywhere in the range, or near its lower end, where bands and volatilities are of use."""
+    return float(random.uniform(low, high if random.uniform() < 0.5 else low + 0.03 * (high - low)))
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> dict[str, Any]:
+    length = draw(st.one_of(st.integers(1, 12), st.integers(13, 400)))
+    cuts = sorted(draw(st.sets(st.integers(1, length - 1), max_size=4))) if length > 1 else []
+    return {
+        "bars": made_up_bars(draw(st.sampled_from(KINDS)), draw(st.integers(0, 10_000)), length),
+        "seed": draw(st.integers(0, 10_000)),
+        "sets": draw(st.integers(1, 5)),
+        "longest": draw(st.sampled_from([4, 12, 40, 150, 1_000])),
+        "fill": draw(st.sampled_from(["next_open", "same_close"])),
+        "fee_bps": draw(st.sampled_from([0.0, 10.0, 1_000.0])),
+        "slippage_bps": draw(st.sampled_from([0.0, 5.0])),
+        "initial_cash": draw(st.sampled_from([1.0, 10_000.0, 1e12])),
+        "cuts": np.array([0, *cuts, length], dtype=np.int64),
+    }
+
+
+def series_of(bars: Bars) -> Series:
+    return Series(*(read_only(column) for column in (bars.open, bars.high, bars.low, bars.close, bars.volume)))
+
+
+def steps_of(target: Float64Array) -> list[tuple[int, float]]:
+    """The changes in a strategy's targets as the general loop takes them: NaN is 0, and 0 comes before the first."""
+    wanted = np.where(np.isnan(target), 0.0, target)
+    before = np.concatenate([[0.0], wanted[:-1]])
+    return [(int(i), float(wanted[i])) for i in np.flatnonzero(wanted != before)]
+
+
+def found_changes(
+    strategy: Strategy, rows: Float64Array, bars: Bars, tiles: list[int]
+) -> list[list[tuple[int, float]]]:
+    """The changes as the engine finds them, in tiles of the given lengths (the last one over and over)."""
+    assert strategy.switches is not None
+    columns = [strategy.params.names().index(name) for name in strategy.switches.windows]
+    sizes, places = np.unique(rows[:, columns].astype(np.int64), return_inverse=True)
+    needs = strategy.switches.memory[0] * sizes + strategy.switches.memory[1]
+    windows = Windows(sizes, np.cumsum(needs) - needs, np.zeros(int(needs.sum())))
+    width = -(-max(tiles) // WORD) * WORD
+    table = np.zeros((sizes.size, strategy.switches.lines, width))
+    room = len(rows) * width
+    changes = Changes(np.zeros(len(rows) + 1, dtype=np.int64), np.empty(room, np.int64), np.empty(room))
+    carried = np.zeros((len(rows), 2))
+    found: list[list[tuple[int, float]]] = [[] for _ in rows]
+    for first, last in _tiles(len(bars), tiles):
+        strategy.switches.table(series_of(bars), first, last, windows, table)
+        strategy.switches.scan(
+            read_only(rows),
+            places.reshape(len(rows), len(columns)).astype(np.int64),
+            table,
+            series_of(bars),
+            first,
+            last,
+            carried,
+            changes,
+        )
+        for s in range(len(rows)):
+            for j in range(changes.first[s], changes.first[s + 1]):
+                found[s].append((first + int(changes.bar[j]), float(changes.target[j])))
+    return found
+
+
+def _tiles(length: int, tiles: list[int]) -> Iterator[tuple[int, int]]:
+    first = 0
+    for number in range(length):
+        last = min(first + tiles[min(number, len(tiles) - 1)], length)
+        yield first, last
+        first = last
+        if first == length:
+            return
+
+
+@pytest.mark.parametrize("name", SWITCHING)
+@given(situation=situations(), tiles=st.lists(st.integers(1, 200), min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_the_changes_found_are_those_of_the_targets(name: str, situation: dict[str, Any], tiles: list[int]) -> None:
+    strategy, bars = STRATEGIES[name], situation["bars"]
+    rows = rows_of(strategy, situation["seed"], situation["sets"], situation["longest"])
+    for row, found in zip(rows, found_changes(strategy, rows, bars, tiles), strict=True):
+        expected = steps_of(targets_of(strategy, row, bars))
+        event(f"{min(len(expected), 3)} changes or more")
+        assert found == expected
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short series go through many tiles, and rows through several turns."""
+    monkeypatch.setattr(switches, "TILE_BARS", (64, 64))
+    monkeypatch.setattr(switches, "SETS_AT_ONCE", 2)
+
+
+def general(strategy: Strategy, *arguments: Any, **named: Any) -> Evaluation | AccountingError:
+    """The same evaluation without the engine of changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(switches, "applies", lambda _: False)
+        return attempt(strategy, *arguments, **named)
+
+
+def attempt(strategy: Strategy, *arguments: Any, **named: Any) -> Evaluation | AccountingError:
+    try:
+        return evaluate(strategy, *arguments, **named)
+    except AccountingError as error:
+        return error
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", SWITCHING)
+@given(situation=situations())
+@settings(max_examples=300, deadline=None)
+def test_evaluations_equal_those_of_the_general_loop(name: str, situation: dict[str, Any]) -> None:
+    strategy = STRATEGIES[name]
+    rows = rows_of(strategy, situation["seed"], situation["sets"], situation["longest"])
+    costs = Costs(**{name: situation[name] for name in ("fill", "fee_bps", "slippage_bps", "initial_cash")})
+    for cuts in (None, situation["cuts"]):
+        fast = attempt(strategy, rows, situation["bars"], costs, cuts=cuts)
+        slow = general(strategy, rows, situation["bars"], costs, cuts=cuts)
+        if isinstance(slow, AccountingError) or isinstance(fast, AccountingError):
+            event("no accounts")
+            assert str(fast) == str(slow)
+        else:
+            assert_equal(fast, slow)
+
+
+def assert_equal(fast: Evaluation, slow: Evaluation) -> None:
+    """Money to the last bit, statistics to 1e-9 of themselves, or of what is noise in them."""
+    exact = [METRICS.index(name) for name in EXACT]
+    np.testing.assert_array_equal(fast.metrics[:, exact], slow.metrics[:, exact])
+    rest = [column for column in range(len(METRICS)) if column not in exact]
+    np.testing.assert_allclose(fast.metrics[:, rest], slow.metrics[:, rest], rtol=1e-9, atol=1e-12)
+    assert_moments_equal(fast.moments, slow.moments)
+
+
+def assert_moments_equal(fast: NDArray[np.float64], slow: NDArray[np.float64]) -> None:
+    np.testing.assert_array_equal(fast[:, :, 0], slow[:, :, 0])
+    np.testing.assert_allclose(fast[:, :, 5], slow[:, :, 5], rtol=1e-9, atol=1e-14)
+    for s in range(fast.shape[1]):
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = np.sqrt(slow[:, :, 2].sum(axis=1))
+            for power in (1, 2, 3, 4):
+                off = np.abs(fast[:, s, power] - slow[:, s, power])
+                assert (off <= 1e-9 * np.maximum(np.abs(slow[:, s, power]), scale**power)).all() or not np.isfinite(
+                    slow[:, s, power]
+                ).all()
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("fill", ["next_open", "same_close"])
+@pytest.mark.parametrize("name", SWITCHING)
+def test_equity_is_equal_to_the_last_bit_at_every_close(name: str, fill: str) -> None:
+    strategy, costs = STRATEGIES[name], Costs(fill=fill)
+    rows = rows_of(strategy, 3, 3, 12)
+    bars = made_up_bars("walk", 5, 200)
+    for row in rows:
+        params = dict(zip(strategy.params.names(), row.tolist(), strict=True))
+        spec = BacktestSpec(
+            product_id="BTC-USD", granularity=Granularity.ONE_HOUR, strategy=name, params=params, costs=costs
+        )
+        whole = run(spec, bars).equity
+        for stop in range(1, len(bars) + 1):
+            ended = evaluate(strategy, row[np.newaxis], bars.between(0, stop), costs).metrics[0, 0]
+            assert ended == whole[stop - 1] / costs.initial_cash - 1.0
+
+
+@pytest.mark.parametrize("fill", ["next_open", "same_close"])
+@pytest.mark.parametrize("name", SWITCHING)
+def test_orders_at_the_changes_are_the_fills_of_the_general_loop(name: str, fill: str) -> None:
+    strategy, bars, costs = STRATEGIES[name], made_up_bars("walk", 8, 1_500), Costs(fill=fill, fee_bps=10)
+    params = dict(zip(strategy.params.names(), rows_of(strategy, 4, 1, 30)[0].tolist(), strict=True))
+    spec = BacktestSpec(
+        product_id="BTC-USD", granularity=Granularity.ONE_HOUR, strategy=name, params=params, costs=costs
+    )
+    fills = run(spec, bars).fills
+    lag = 0 if costs.look_ahead else 1
+    book = kernel.Book(costs.initial_cash, 0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, False)
+    made = []
+    for bar, target in found_changes(strategy, spec.parameters().vector()[np.newaxis], bars, [256])[0]:
+        if bar + lag < len(bars):
+            price = (bars.open if lag else bars.close)[bar + lag]
+            book, execution = kernel.carry_out(
+                book, target, float(price), costs.fee_bps / 1e4, costs.slippage_bps / 1e4
+            )
+            if execution.quantity:
+                made.append((bar + lag, math.copysign(1, execution.quantity), execution.price, abs(execution.quantity)))
+    assert len(made) > 5
+    assert made == [(int(f["bar_index"]), float(f["side"]), float(f["price"]), float(f["quantity"])) for f in fills]
+
+
+@pytest.mark.parametrize("name", SWITCHING)
+def test_ordinary_sets_are_not_left_to_the_general_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = STRATEGIES[name]
+    rows = np.stack([strategy.params().vector(), strategy.params.model_validate({"allow_short": 1}).vector()])
+    monkeypatch.setattr("strategies.backtest._account", None)  # the general loop would fall over it
+    results = evaluate(strategy, rows, made_up_bars("walk", 2, 20_000), Costs(fee_bps=1))
+    assert (results.metrics[:, METRICS.index("trades")] > 5).all()
+
+
+def test_a_ruined_set_is_run_by_the_general_loop_and_the_others_are_not() -> None:
+    strategy = STRATEGIES["sma_cross"]
+    bars = made_up_bars("ruinous", 2, 500)
+    rows = np.array([[2.0, 9.0, 1.0], [2.0, 9.0, 0.0]])
+    results = evaluate(strategy, rows, bars, Costs(fee_bps=0, slippage_bps=0))
+    assert results.metrics[0, 0] == -1.0
+    assert results.metrics[1, 0] > -1.0
+
+
+def test_an_evaluation_does_not_depend_on_the_rows_beside_it_or_on_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy, bars = STRATEGIES["sma_cross"], made_up_bars("walk", 12, 5_000)
+    rows = rows_of(strategy, 6, 40, 300)
+    exact = [METRICS.index(name) for name in EXACT]
+    together = evaluate(strategy, rows, bars, Costs()).metrics
+    monkeypatch.setattr(switches, "TILE_BARS", (64, 64))
+    alone = np.concatenate([evaluate(strategy, row[np.newaxis], bars, Costs()).metrics for row in rows])
+    np.testing.assert_array_equal(together[:, exact], alone[:, exact])
+    np.testing.assert_allclose(together, alone, rtol=1e-9)
