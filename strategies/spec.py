@@ -33,8 +33,12 @@ from strategies.base import (
 from strategies.metrics import METRICS
 from strategies.model import Float64Array, Granularity
 from strategies.registry import get
+from strategies.search_spec import Continuous, Search, check_names
+from strategies.segments import HONEST_COLUMNS
 
 MAX_SETS: Final = 10_000_000
+# What an axis of a search may have; written out it is a list.
+LEVELS_MAX: Final = 1_000_000
 
 _FIRST_INSTANT = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _LAST_INSTANT = dt.datetime(2262, 1, 1, tzinfo=dt.UTC)  # int64 nanoseconds end in April of that year
@@ -287,15 +291,19 @@ class Range(_Spec):
 def _axis_kind(value: object) -> str | None:
     if isinstance(value, list | tuple):
         return "<values>"
+    if isinstance(value, Continuous) or (isinstance(value, dict) and {"low", "high"} & value.keys()):
+        return "<continuous>"
     return "<range>" if isinstance(value, dict | Range) else None
 
 
 Axis = Annotated[
-    Annotated[tuple[Number, ...], Tag("<values>")] | Annotated[Range, Tag("<range>")],
+    Annotated[tuple[Number, ...], Tag("<values>")]
+    | Annotated[Range, Tag("<range>")]
+    | Annotated[Continuous, Tag("<continuous>")],
     Discriminator(
         _axis_kind,
         custom_error_type="axis",
-        custom_error_message="a list of numbers or a range {{start, stop, step}}",
+        custom_error_message="a list of numbers or a range {{start, stop, step}}; for a search also {{low, high}}",
     ),
 ]
 
@@ -316,8 +324,11 @@ class StrategyGrid(_Spec):
         return self
 
     def count(self) -> int:
-        """Combinations by multiplication, before any is dropped for breaking a rule between parameters."""
-        return math.prod(axis.count() if isinstance(axis, Range) else len(axis) for axis in self.grid.values())
+        """Combinations by multiplication, before any is dropped for breaking a rule between parameters.
+
+        A continuous axis, which only a search can have, counts as one.
+        """
+        return math.prod(_count(axis) for axis in self.grid.values())
 
     def combinations(self) -> tuple[Float64Array, int]:
         """float64[m, k] and how many were dropped because they break a rule between parameters (fast < slow).
@@ -330,27 +341,66 @@ class StrategyGrid(_Spec):
         kept = full[strategy.params.keeps_order(full)]
         return np.ascontiguousarray(kept), len(full) - len(kept)
 
+    def check_space(self, field: str) -> None:
+        """Raise ``SpecError`` where a search could find no set that keeps the strategy's rules, or an axis is too long.
+
+        Each parameter takes the least value above those it must exceed: where that fails, everything does.
+        """
+        strategy = get(self.strategy)
+        axes = {info.name: self.grid.get(info.name, (info.default,)) for info in parameter_table(strategy)}
+        for name, axis in axes.items():
+            if isinstance(axis, Range) and axis.count() > LEVELS_MAX:
+                rule = f"at most {LEVELS_MAX} values; for more, {{low, high}}"
+                raise SpecError(f"{field}.{name}", axis.count(), rule)
+        least = {name: _least_above(axis, -math.inf) for name, axis in axes.items()}
+        for _ in strategy.params.BELOW:
+            for lesser, greater in strategy.params.BELOW:
+                if not least[lesser] < least[greater]:
+                    least[greater] = _least_above(axes[greater], least[lesser])
+        if math.inf in least.values():
+            rules = " and ".join(f"{lesser} < {greater}" for lesser, greater in strategy.params.BELOW)
+            raise SpecError(field, self.grid, f"a combination with {rules}")
+
     def _values(self, info: ParameterInfo) -> Float64Array:
         axis = self.grid.get(info.name, (info.default,))
+        if isinstance(axis, Continuous):
+            raise SpecError(
+                f"grid.{info.name}", axis.model_dump(), "values or a range: only a search takes low and high"
+            )
         return np.array(axis.values() if isinstance(axis, Range) else axis, dtype=np.float64)
 
 
 class SweepSpec(_Period):
-    """A sweep: one or more grids over the same bars at the same costs, the best first by ``sort_by``."""
+    """A sweep: one or more grids over the same bars at the same costs, the best first by ``sort_by``.
+
+    With ``search`` the grids are spaces, of which the search chooses the sets to run; without it all are run.
+    """
 
     grids: tuple[StrategyGrid, ...]
     costs: Costs = Field(default_factory=Costs)
     sizing: Sizing = Field(default_factory=Sizing)
     seed: Seed = 0
-    sort_by: Annotated[str, Field(strict=True)] = "sharpe"
+    sort_by: Annotated[str, Field(strict=True)] = "oos_sharpe"
     max_sets: Annotated[int, Field(strict=True, ge=1, le=MAX_SETS)] = 1_000_000
+    search: Search | None = None
 
     @model_validator(mode="after")
     def _has_work_of_bounded_size(self) -> Self:
-        if self.sort_by not in METRICS:
-            raise SpecError("sort_by", self.sort_by, f"one of {', '.join(METRICS)}")
+        if self.sort_by not in (*METRICS, *HONEST_COLUMNS):
+            raise SpecError("sort_by", self.sort_by, f"one of {', '.join((*METRICS, *HONEST_COLUMNS))}")
         if not self.grids:
             raise SpecError("grids", [], "at least one grid")
+        if self.search is not None:
+            self._check_search(self.search)
+            return self
+        for position, grid in enumerate(self.grids):
+            for name, axis in grid.grid.items():
+                if isinstance(axis, Continuous):
+                    field, rule = (
+                        f"grids[{position}].grid.{name}",
+                        "values or a range: only a search takes low and high",
+                    )
+                    raise SpecError(field, axis.model_dump(), rule)
         if self.count() > self.max_sets:
             raise SpecError("grids", self.count(), f"at most max_sets = {self.max_sets} parameter sets")
         for position, grid in enumerate(self.grids):
@@ -359,16 +409,28 @@ class SweepSpec(_Period):
                 raise SpecError(f"grids[{position}].grid", grid.grid, f"a combination with {rules}")
         return self
 
+    def _check_search(self, search: Search) -> None:
+        """Raise ``SpecError`` where the search does not fit the grids, none of which is expanded."""
+        if search.sets > self.max_sets:
+            raise SpecError("search.sets", search.sets, f"at most max_sets = {self.max_sets}")
+        check_names(search, [{info.name for info in parameter_table(get(grid.strategy))} for grid in self.grids])
+        for position, grid in enumerate(self.grids):
+            grid.check_space(f"grids[{position}].grid")
+
     def count(self) -> int:
         """Parameter sets by multiplication: an upper bound, known before anything is expanded."""
-        return sum(grid.count() for grid in self.grids)
+        return self.search.sets if self.search else sum(grid.count() for grid in self.grids)
 
     def dropped(self) -> int:
-        """How many of ``count()`` break a rule between parameters and are not run."""
+        """How many of ``count()`` break a rule between parameters and are not run; a search asks for none that do."""
+        if self.search is not None:
+            return 0
         return sum(grid.combinations()[1] for grid in self.grids)
 
     def parameter_sets(self) -> list[tuple[str, Float64Array]]:
-        """(strategy name, float64[m, k]) for each grid, in the order of the specification."""
+        """(strategy name, float64[m, k]) for each grid, in the order of the specification; m = 0 before a search."""
+        if self.search is not None:
+            return [(grid.strategy, np.empty((0, len(parameter_table(get(grid.strategy)))))) for grid in self.grids]
         return [(grid.strategy, grid.combinations()[0]) for grid in self.grids]
 
 
@@ -414,7 +476,29 @@ def _parameter(strategy: Strategy, name: str, field: str) -> ParameterInfo:
     raise SpecError(field, name, f"a parameter of {strategy.name}: {own}; or a rule: {rules}")
 
 
-def _check_axis(info: ParameterInfo, axis: tuple[float, ...] | Range, field: str) -> None:
+def _count(axis: tuple[float, ...] | Range | Continuous) -> int:
+    if isinstance(axis, Continuous):
+        return 1
+    return axis.count() if isinstance(axis, Range) else len(axis)
+
+
+def _least_above(axis: tuple[float, ...] | Range | Continuous, bound: float) -> float:
+    """The least value of an axis above ``bound``, infinite where there is none."""
+    if isinstance(axis, Continuous):
+        return max(axis.low, bound + abs(bound) * 1e-12) if bound < axis.high else math.inf
+    if isinstance(axis, tuple):
+        return min((value for value in axis if value > bound), default=math.inf)
+    if bound < axis.start:
+        return axis.start
+    start, step = _exact(axis.start), _exact(axis.step)
+    place = (_exact(bound) - start) // step + 1 if bound < axis.stop else axis.count()
+    return float(start + place * step) if place < axis.count() else math.inf
+
+
+def _check_axis(info: ParameterInfo, axis: tuple[float, ...] | Range | Continuous, field: str) -> None:
+    if isinstance(axis, Continuous):
+        axis.check(info, field)
+        return
     if isinstance(axis, Range):
         # The ends and the step speak for all values between them: nothing is expanded.
         info.check(axis.start, f"{field}.start")
