@@ -17,6 +17,7 @@ from cluster import (
     cli_reconcile,
     cli_research,
     cli_risk,
+    cli_strategy,
     local,
 )
 from cluster.cli_exchange import exchange
@@ -38,6 +39,7 @@ app.add_typer(cli_keys.keys, name="keys")
 app.add_typer(cli_orders.orders, name="orders")
 app.add_typer(cli_accounts.accounts, name="accounts")
 app.add_typer(session, name="session")
+app.add_typer(cli_strategy.strategy, name="strategy")
 app.add_typer(exchange, name="exchange")
 app.add_typer(cli_arm.arm, name="arm")
 app.command("reconcile")(cli_reconcile.reconcile)

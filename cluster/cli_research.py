@@ -14,6 +14,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cluster.cli_access import running_settings
+from cluster.cli_strategy import is_file_name, named_strategies, users_strategy
 from cluster.console import FAILED, CommandError, JsonOption, command, console, errors, print_json, print_table
 from cluster.local import ray_token
 from conf.settings import Settings, load_settings, read_mapping
@@ -29,6 +30,8 @@ jobs = typer.Typer(no_args_is_help=True, help="Runs and their Ray jobs.")
 
 FOLLOW_INTERVAL_S = 0.1
 LOOK_AHEAD_MARK = "LOOK-AHEAD (fills at the close that decided them)"
+# The columns of a printed leaderboard.
+SHOWN = ("sharpe", "total_return", "cagr", "max_drawdown", "trades", "win_rate")
 
 ProductOption = typer.Option(..., "--product", "-p", help="For example BTC-USD.")
 GranularityOption = typer.Option("ONE_HOUR", "--granularity", "-g", help="ONE_MINUTE … ONE_DAY.")
@@ -116,7 +119,9 @@ def data_check(
 
 @command
 def backtest(
-    strategy: str = typer.Argument(..., help="A registered strategy."),
+    strategy: str = typer.Argument(
+        ..., help="A shipped strategy, or your own: a .py file (code; it runs with your rights)."
+    ),
     product: str = ProductOption,
     granularity: str = GranularityOption,
     param: list[str] = typer.Option([], "--param", help="name=value; repeatable. The others take their default."),
@@ -135,6 +140,8 @@ def backtest(
     from strategies.registry import get
     from strategies.spec import parse_spec
 
+    if is_file_name(strategy):
+        strategy = users_strategy(Path(strategy)).name
     given = dict(_assignment(text, "--param") for text in param)
     first = parameter_table(get(strategy))[0]
     values = {name: [_number(value, f"--param {name}")] for name, value in given.items()} or {
@@ -152,11 +159,19 @@ def backtest(
 
 @command
 def sweep(
-    spec_file: Path | None = typer.Argument(None, help="A specification as YAML or JSON, instead of the options."),
+    spec_file: Path | None = typer.Argument(
+        None,
+        help="A specification as YAML or JSON, instead of the options; or your own strategy, a .py file (code; it runs "
+        "with your rights and the job's).",
+    ),
     product: str | None = typer.Option(None, "--product", "-p", help="For example BTC-USD."),
     granularity: str = GranularityOption,
     grid: list[str] = typer.Option(
-        [], "--grid", "-G", help="STRATEGY.PARAM=start:stop:step or =v1,v2,…; repeatable, several strategies allowed."
+        [],
+        "--grid",
+        "-G",
+        help="STRATEGY.PARAM=start:stop:step or =v1,v2,…; repeatable, several strategies allowed. With a strategy file "
+        "PARAM=… is one of its own.",
     ),
     start: str | None = StartOption,
     end: str | None = EndOption,
@@ -164,7 +179,9 @@ def sweep(
     slippage_bps: float = SlippageOption,
     fill: str = FillOption,
     cash: float = CashOption,
-    sort_by: str = typer.Option("sharpe", "--sort-by", help="The metric the leaderboard is sorted by."),
+    sort_by: str = typer.Option(
+        "oos_sharpe", "--sort-by", help="The figure the leaderboard is sorted by; oos_: on bars that were held out."
+    ),
     seed: int = typer.Option(0, "--seed", help="Kept with the results."),
     top: int = typer.Option(10, "--top", min=1, max=1000, help="Rows of the leaderboard to print."),
     run_id: str | None = RunIdOption,
@@ -174,16 +191,18 @@ def sweep(
     """A parameter sweep over one or more strategies, as a Ray job."""
     from strategies.spec import parse_spec
 
-    if spec_file is not None:
+    own = users_strategy(spec_file) if spec_file is not None and is_file_name(spec_file.name) else None
+    if spec_file is not None and own is None:
         content: dict[str, Any] = read_mapping(spec_file)
         if not content:
             raise CommandError(f"{spec_file}: no such file, or it is empty", field="spec_file")
+        content = named_strategies(content, spec_file.parent)
     else:
         if product is None:
             raise CommandError("--product is needed without a specification file", field="product", rule="required")
         content = {
             **_period(product, granularity, start, end),
-            "grids": _grids(grid),
+            "grids": _grids(grid, own.name if own else None),
             "costs": _costs(fee_bps, slippage_bps, fill, cash),
             "sort_by": sort_by,
             "seed": seed,
@@ -377,8 +396,11 @@ def _settled(settings: Settings, folder: RunFolder) -> RunProgress:
 
 
 def _print_leaderboard(folder: RunFolder, top: int) -> None:
-    record, rows = folder.record(), folder.leaderboard(top)
-    shown = ("sharpe", "total_return", "cagr", "max_drawdown", "trades", "win_rate")
+    record = folder.record()
+    rows, _, note = folder.ranked_rows(top)
+    # What was found on the bars it was chosen by stands beside what the same set did on bars that were held out.
+    honest = [name for name in ("is_sharpe", "oos_sharpe", "oos_return", "dsr") if rows and name in rows[0]]
+    shown = [*honest, *(name for name in SHOWN if not (honest and name in {"cagr", "win_rate"}))]
     cells = [
         [place, row["strategy"], _parameters(row["params"]), *(_metric(name, row[name]) for name in shown)]
         for place, row in enumerate(rows, 1)
@@ -386,6 +408,8 @@ def _print_leaderboard(folder: RunFolder, top: int) -> None:
     marks = [mark for mark in (record.data_source, LOOK_AHEAD_MARK if record.look_ahead else "") if mark]
     title = f"{record.product_id} {record.granularity}, {record.bar_count} bars, {', '.join(marks)}"
     print_table(title, ["#>", "strategy", "parameters", *(f"{name}>" for name in shown)], cells)
+    if note:
+        console.print(note, highlight=False)
     if folder.summary_file.exists():
         summary = folder.summary()
         console.print(f"{record.set_count} parameter sets in {summary.get('wall_s', 0):.1f} s", highlight=False)
@@ -420,12 +444,19 @@ def _costs(fee_bps: float, slippage_bps: float, fill: str, cash: float) -> dict[
     return {"fee_bps": fee_bps, "slippage_bps": slippage_bps, "fill": fill, "initial_cash": cash}
 
 
-def _grids(texts: Sequence[str]) -> list[dict[str, Any]]:
+def _grids(texts: Sequence[str], own: str | None = None) -> list[dict[str, Any]]:
+    """The grids of ``--grid`` options; without a strategy before the dot a parameter is of ``own``, a user's."""
+    if own is not None and not texts:
+        raise CommandError("--grid is needed: PARAM=start:stop:step or =v1,v2,…", field="grid", rule="required")
     grids: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, value = _assignment(text, "--grid")
         strategy, dot, parameter = name.partition(".")
-        if not dot:
+        if own is not None and not dot:
+            strategy, parameter = own, name
+        elif own is not None and strategy == own.partition("@")[0]:
+            strategy = own
+        elif not dot:
             raise CommandError(f"--grid {text}: expected STRATEGY.PARAM=…", field="grid", value=text)
         grids.setdefault(strategy, {})[parameter] = _axis(value, text)
     return [{"strategy": strategy, "grid": grid} for strategy, grid in grids.items()]
@@ -461,7 +492,7 @@ def _parameters(params: dict[str, float]) -> str:
 def _metric(name: str, value: float | None) -> str:
     if value is None:
         return "n/a"
-    if name in {"total_return", "cagr", "max_drawdown", "win_rate"}:
+    if name in {"total_return", "cagr", "max_drawdown", "win_rate", "is_return", "oos_return"}:
         return f"{value:.1%}"
     return f"{value:.0f}" if name == "trades" else f"{value:.2f}"
 

@@ -60,7 +60,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 def fail(error: Exception, as_json: bool) -> None:
     """Print an error with what is machine-readable about it."""
     details = dict(getattr(error, "details", {}))
-    for name in ("field", "value", "rule", "file", "row", "code"):
+    for name in ("field", "value", "rule", "file", "row", "line", "code"):
         if (value := getattr(error, name, None)) is not None:
             details.setdefault(name, value)
     if as_json:

@@ -34,7 +34,9 @@ from strategies.model import Bars, Float64Array, Granularity
 from strategies.user_errors import SourceText, StrategyFileError, told
 from strategies.user_file import check_text, load, read, source_text
 
-TIMEOUT_S: Final = 120.0
+# Of CPU: what else the machine does must not make a strategy unfit. The wall's clock is for what waits and works not.
+CPU_MAX_S: Final = 60.0
+WALL_PER_CPU: Final = 20.0
 BARS: Final = 1_500
 BARS_MAX: Final = 20_000
 MEMORY_MAX: Final = 4 * 1024**3
@@ -84,28 +86,28 @@ class Report:
         return StrategyFileError(self.file, first.line, first.text, first.rule)
 
 
-def check_apart(path: Path, bars: Bars | None = None, *, quick: bool = False, timeout_s: float = TIMEOUT_S) -> Report:
-    """``check`` of the file at ``path`` in a process of its own, ended after ``timeout_s``."""
+def check_apart(path: Path, bars: Bars | None = None, *, quick: bool = False, cpu_max_s: float = CPU_MAX_S) -> Report:
+    """``check`` of the file at ``path`` in a process of its own, ended after ``cpu_max_s`` of work."""
     with tempfile.TemporaryDirectory(prefix="desk-strategy-") as folder:
         words = [sys.executable, "-m", "strategies.user_check", str(path.absolute()), "--report", f"{folder}/report"]
-        words += ["--timeout", str(timeout_s), *(["--quick"] if quick else [])]
+        words += ["--cpu-max", str(cpu_max_s), *(["--quick"] if quick else [])]
         if bars is not None:
             _write_bars(Path(folder) / "bars.npz", bars)
             words += ["--bars", f"{folder}/bars.npz"]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "PYTHONSAFEPATH": "1"}
         try:
-            # The process ends itself, saying where it was; this end is for one that cannot.
+            # The process ends itself, saying where it was; this end is for one that does not even work.
             done = subprocess.run(
                 words, env=environment, cwd=folder, capture_output=True, text=True, errors="replace",
-                timeout=timeout_s + 20.0, check=False, stdin=subprocess.DEVNULL,
+                timeout=cpu_max_s * WALL_PER_CPU, check=False, stdin=subprocess.DEVNULL,
             )  # fmt: skip
             ended, said = done.returncode, done.stderr
         except subprocess.TimeoutExpired as error:
-            ended, said = -signal.SIGKILL, f"Timeout {error.timeout:g}"
+            ended, said = -signal.SIGALRM, f"{error.timeout:g} s passed"
         try:
             return _report(json.loads((Path(folder) / "report").read_text()))
         except (OSError, ValueError):
-            return Report(path.name, findings=[_unfinished(path, ended, said, timeout_s)])
+            return Report(path.name, findings=[_unfinished(path, ended, said, cpu_max_s)])
 
 
 def check(path: Path, bars: Bars | None = None, *, quick: bool = False) -> Report:
@@ -353,11 +355,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--bars", type=Path)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_S)
+    parser.add_argument("--cpu-max", type=float, default=CPU_MAX_S)
     options = parser.parse_args(arguments)
-    # Where it hangs is told by its own stack: each of the user's frames names a line.
-    faulthandler.dump_traceback_later(options.timeout, exit=True)
+    # Where it hangs is told by its own stack, in which each of the user's frames names a line; then the signal ends it.
     faulthandler.enable()
+    faulthandler.register(signal.SIGPROF, all_threads=False, chain=True)
+    signal.setitimer(signal.ITIMER_PROF, options.cpu_max)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_MAX, MEMORY_MAX))
     bars = None if options.bars is None else _read_bars(options.bars)
     said = os.dup(1)
@@ -379,7 +382,7 @@ def _report(content: dict[str, Any]) -> Report:
     return Report(**{**content, "findings": [Finding(**finding) for finding in content["findings"]]})
 
 
-def _unfinished(path: Path, ended: int, said: str, timeout_s: float) -> Finding:
+def _unfinished(path: Path, ended: int, said: str, cpu_max_s: float) -> Finding:
     """Why the process left no report, and at which of the user's lines it was."""
     frames = re.findall(rf'File "[^"]*/users-[0-9a-f]+/{re.escape(path.name)}", line (\d+)', said)
     line = int(frames[0]) if frames else 0
@@ -389,8 +392,8 @@ def _unfinished(path: Path, ended: int, said: str, timeout_s: float) -> Finding:
         lines = []
     line = line if line <= len(lines) else 0
     text = lines[line - 1].strip()[:200] if line else ""
-    if "Timeout" in said:
-        rule = f"did not end within {timeout_s:g} s: an endless loop, or far too much work for a bar?"
+    if ended in {-signal.SIGPROF, -signal.SIGALRM}:
+        rule = f"no end after {cpu_max_s:g} s of work: an endless loop, or far too much to do for a bar?"
     elif ended < 0:
         rule = f"the process that tried it was ended by {signal.Signals(-ended).name}: too much memory, or a crash?"
     else:

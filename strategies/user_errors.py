@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from numba.core.errors import NumbaError
+from numba.core.errors import NumbaError, UnsupportedBytecodeError
 
 from strategies.base import SpecError
 
@@ -53,7 +53,7 @@ def told(source: SourceText, error: BaseException, where: str, line: int = 0) ->
     """
     if isinstance(error, StrategyFileError):
         return error
-    if isinstance(error, NumbaError | NotImplementedError):
+    if isinstance(error, NumbaError | UnsupportedBytecodeError | NotImplementedError):
         return source.error(compiler_line(source, error) or line, f"{where} cannot be compiled: {sentence(str(error))}")
     kind = type(error).__name__
     if isinstance(error, MemoryError):

@@ -31,7 +31,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from strategies.base import BarStep, Params, Strategy
+from strategies.base import RULE_NAMES, BarStep, Params, Strategy
 from strategies.compiled import cache_folder, compiled, compiled_guarded, plain
 from strategies.model import Float64Array
 from strategies.user_errors import SourceText, StrategyFileError, told
@@ -42,6 +42,7 @@ __all__ = [
     "StrategyFile",
     "StrategyFileError",
     "UserTargets",
+    "checked_name",
     "file_of",
     "load",
     "load_folder",
@@ -112,28 +113,33 @@ def read(path: Path) -> StrategyFile:
     def refuse(rule: str) -> StrategyFileError:
         return StrategyFileError(repr(shown)[1:-1], 0, "", rule)
 
-    name = path.name.removesuffix(SUFFIX)
     if not path.name.endswith(SUFFIX):
         raise refuse(f"a strategy file ends in {SUFFIX}")
-    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
-        raise refuse(
-            f"the file's name becomes the strategy's: up to {NAME_MAX} of a-z, 0-9 and _, a letter first, no keyword"
-        )
+    name = checked_name(path.name.removesuffix(SUFFIX), shown)
     try:
         # Not blocking: a named pipe nobody writes to would keep us waiting.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise refuse(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        raise refuse("a file is needed, this is a folder" if stat.S_ISDIR(kind) else "this is no regular file")
     with os.fdopen(descriptor, "rb") as file:
-        kind = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(kind):
-            raise refuse("a file is needed, this is a folder" if stat.S_ISDIR(kind) else "this is no regular file")
         data = file.read(BYTES_MAX + 1)
     if len(data) > BYTES_MAX:
         raise refuse(f"longer than {BYTES_MAX // 1024} KiB: a strategy is rules, data belongs into the bar store")
     if not data.strip():
         raise refuse("the file is empty; `desk strategy new NAME` writes one to begin with")
     return StrategyFile(name, data, shown)
+
+
+def checked_name(name: str, shown: str) -> str:
+    """``name`` if a strategy file can be called so; raises ``StrategyFileError``."""
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        rule = f"the file's name becomes the strategy's: up to {NAME_MAX} of a-z, 0-9 and _, a letter first, no keyword"
+        raise StrategyFileError(repr(shown)[1:-1], 0, "", rule)
+    return name
 
 
 # -- what this process has loaded --------------------------------------------------------------------------------------
@@ -317,7 +323,9 @@ def _module(file: StrategyFile, source: SourceText) -> types.ModuleType:
             exec(compile(file.text, str(source.path), "exec", dont_inherit=True), module.__dict__)  # noqa: S102
     except (Exception, SystemExit) as error:  # noqa: BLE001 -- a user's code may raise anything
         sys.modules.pop(module.__name__, None)
-        raise told(source, error, "while the file was loaded", _field_line(source, error)) from None
+        problem = told(source, error, "while the file was loaded")
+        line = _field_line(source, error)
+        raise source.error(line, problem.rule) if line else problem from None
     return module
 
 
@@ -332,6 +340,12 @@ def _params(source: SourceText, module: types.ModuleType) -> type[Params]:
     if params is Params or not (isinstance(params, type) and issubclass(params, Params)):
         rule = "the file needs a class Params(base.Params) with its parameters (from strategies import base)"
         raise source.error(source.line_of(r"class Params\b"), rule)
+    for name in params.names():
+        if name in RULE_NAMES:
+            line = source.line_of(rf"\s+{name}\s*:")
+            raise source.error(
+                line, f"{name} is a rule that every strategy takes already; call the parameter otherwise"
+            )
     return params
 
 

@@ -25,7 +25,7 @@ COMMANDS = [
     "accounts balances", "accounts portfolios", "accounts products", "accounts fees", "accounts fills",
     "accounts orders", "accounts book", "arm live", "arm show", "arm off",
     "session start", "session stop", "session resume", "session list", "session show", "session watch",
-    "session parity",
+    "session parity", "strategy new", "strategy check", "strategy ls",
     "exchange status", "exchange price", "exchange fault", "exchange clock", "exchange fill", "exchange product",
     "exchange deposit",
     "audit show", "audit verify", "audit archive", "audit reset",
