@@ -40,9 +40,9 @@ from strategies.metrics import (
 from strategies.model import Float64Array, Int64Array
 from strategies.tables import WORD, Changes, Series, Windows, leading_zeros
 
-# Values in the table of a tile: what a core's own cache holds beside everything else.
-TABLE_VALUES: Final = 128 * 1024
-TILE_BARS: Final = (1024, 8192)
+# Bars of a tile. It must not follow from the sets of a block: the running sums begin anew with each tile, so a set's
+# last digits would depend on which others it is computed with, and a sweep's table on how it was cut.
+TILE_BARS: Final = 1024
 # Sets whose changes are kept at once; each may change on every bar of a tile.
 SETS_AT_ONCE: Final = 1024
 
@@ -153,7 +153,7 @@ class _Block:
         per_bar, fixed = switches.memory
         needs = per_bar * sizes + fixed
         self.windows = Windows(sizes, np.cumsum(needs) - needs, np.zeros(int(needs.sum())))
-        self.width = tile_bars(sizes.size * switches.lines, series.close.size)
+        self.width = tile_bars(series.close.size)
         self.table = np.zeros((sizes.size, switches.lines, self.width))
         self.at_once = min(len(rows), SETS_AT_ONCE)
         most = self.at_once * self.width
@@ -192,12 +192,9 @@ class _Block:
             _advance(self.accounts[low:high], self.changes, first + lag - begin, tile, self.terms)
 
 
-def tile_bars(lines: int, length: int) -> int:
-    """How many bars a tile has when the table has ``lines`` values a bar: a power of two."""
-    fitting = TABLE_VALUES // max(lines, 1)
-    least, most = TILE_BARS
-    wanted = min(max(fitting, least), most, max(length, WORD))
-    return int(2 ** math.ceil(math.log2(wanted))) if wanted == length else int(2 ** math.floor(math.log2(wanted)))
+def tile_bars(length: int) -> int:
+    """How many bars a tile has in a series of so many: a power of two."""
+    return min(TILE_BARS, int(2 ** math.ceil(math.log2(max(length, WORD)))))
 
 
 @compiled

@@ -161,7 +161,7 @@ def test_the_changes_found_are_those_of_the_targets(name: str, situation: dict[s
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short series go through many tiles, and rows through several turns."""
-    monkeypatch.setattr(switches, "TILE_BARS", (64, 64))
+    monkeypatch.setattr(switches, "TILE_BARS", 64)
     monkeypatch.setattr(switches, "SETS_AT_ONCE", 2)
 
 
@@ -279,12 +279,24 @@ def test_a_ruined_set_is_run_by_the_general_loop_and_the_others_are_not() -> Non
     assert results.metrics[1, 0] > -1.0
 
 
+def test_an_evaluation_does_not_depend_on_the_rows_beside_it() -> None:
+    """To the last bit: a sweep's table must not tell how it was cut into blocks. The tiles once followed from them."""
+    strategy, bars = STRATEGIES["sma_cross"], made_up_bars("walk", 12, 20_000)
+    rows = rows_of(strategy, 6, 150, 300)
+    cuts = np.array([0, 700, 9_000, 20_000], dtype=np.int64)
+    together = evaluate(strategy, rows, bars, Costs(), cuts=cuts)
+    for size in (1, 7, 40):
+        blocks = [evaluate(strategy, rows[at : at + size], bars, Costs(), cuts=cuts) for at in range(0, 150, size)]
+        np.testing.assert_array_equal(together.metrics, np.concatenate([block.metrics for block in blocks]))
+        np.testing.assert_array_equal(together.moments, np.concatenate([block.moments for block in blocks]))
+
+
 def test_an_evaluation_does_not_depend_on_the_rows_beside_it_or_on_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     strategy, bars = STRATEGIES["sma_cross"], made_up_bars("walk", 12, 5_000)
     rows = rows_of(strategy, 6, 40, 300)
     exact = [METRICS.index(name) for name in EXACT]
     together = evaluate(strategy, rows, bars, Costs()).metrics
-    monkeypatch.setattr(switches, "TILE_BARS", (64, 64))
+    monkeypatch.setattr(switches, "TILE_BARS", 64)
     alone = np.concatenate([evaluate(strategy, row[np.newaxis], bars, Costs()).metrics for row in rows])
     np.testing.assert_array_equal(together[:, exact], alone[:, exact])
     np.testing.assert_allclose(together, alone, rtol=1e-9)
