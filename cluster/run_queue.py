@@ -81,22 +81,28 @@ class RunQueue:
                 ticket = Ticket(user=user, priority=priority, queued_ns=time.time_ns(), again=again)
             except ValidationError:
                 raise RunError("user", user, "1 to 100 printable ASCII characters") from None
-            count = sum(each.ticket.user == user for each in self.waiting())
-            if count >= self._limits.waiting_per_user_max:
-                rule = f"at most waiting_per_user_max = {self._limits.waiting_per_user_max} waiting runs of {user}"
-                raise QueueFull("run_id", folder.run_id, rule)
-            if again:
-                ended = folder.progress()
-                folder.write_progress(
-                    ended.model_copy(update={"state": RunState.PENDING, "updated_ns": ticket.queued_ns, "error": None})
-                )
+            self.require_room(folder.run_id, user)
+            progress = folder.progress()
+            if progress.state.ended:
+                begun = {"state": RunState.PENDING, "updated_ns": ticket.queued_ns, "error": None}
+                folder.write_progress(progress.model_copy(update=begun))
             replace_file(folder.ticket_file, to_json(ticket))
             return ticket
+
+    def require_room(self, run_id: str, user: str) -> None:
+        """Raise ``QueueFull`` where no other run of this user may wait."""
+        if sum(each.ticket.user == user for each in self.waiting()) >= self._limits.waiting_per_user_max:
+            rule = f"at most waiting_per_user_max = {self._limits.waiting_per_user_max} waiting runs of {user}"
+            raise QueueFull("run_id", run_id, rule)
 
     def waiting(self) -> list[Waiting]:
         """Every run that waits, by priority and then by time; users' turns depend on who runs: see ``due``."""
         tickets = {folder.run_id: _readable(folder) for folder in self._ticketed()}
         return sorted((Waiting(name, ticket) for name, ticket in tickets.items() if ticket), key=_order)
+
+    def anything_waits(self) -> bool:
+        """Whether there is any ticket: what a look every second costs."""
+        return bool(self._ticketed())
 
     def withdraw(self, folder: RunFolder) -> bool:
         """Take the run out of the queue; False where it was not in it (any more)."""

@@ -5,8 +5,10 @@ Nothing here blocks the event loop: files of size and Ray's Jobs API are read in
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from fastapi import FastAPI
@@ -20,6 +22,7 @@ from cluster.ledger import Ledger
 from cluster.local import ray_token
 from cluster.market_data import BarStore
 from cluster.ray_jobs import RayJobs
+from cluster.run_queue import RunQueue
 from cluster.venue_budget import shared_venue
 from conf.settings import SIMULATED, Secrets, Settings, load_secrets, load_settings
 from serve_apps import (
@@ -40,6 +43,7 @@ from serve_apps import (
     api_research,
     api_results,
     api_risk,
+    api_runs,
     api_sessions,
     api_venue,
 )
@@ -92,6 +96,7 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=api_document.route_name,
+        lifespan=_taking_turns,
     )
     app.state.desk = Desk(
         settings=settings,
@@ -101,6 +106,7 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
         runs_dir=settings.runs_path.resolve(),
         ray=RayCalls(jobs or ray_jobs(settings)),
         venue=VenueReads(lambda: shared_venue(settings, secrets, ledger, LOOKING_SHARE)),
+        queue=RunQueue(settings.runs_path.resolve(), settings.queue),
     )
     api_problems.install(app)
     for router in (api_health.open_router, *(room.router for room in _ROOMS)):
@@ -109,6 +115,18 @@ def build_api(settings: Settings, secrets: Secrets, ledger: Ledger, jobs: RayJob
     simulated = settings.data_source == SIMULATED
     app.add_middleware(Door, headers=_ALWAYS | ({"x-simulated": "1"} if simulated else {}))
     return app
+
+
+@asynccontextmanager
+async def _taking_turns(app: FastAPI) -> AsyncIterator[None]:
+    """As long as the application runs, waiting runs start when it is their turn."""
+    task = asyncio.create_task(api_runs.take_turns(app.state.desk))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def ray_jobs(settings: Settings) -> RayJobs | None:

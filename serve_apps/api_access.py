@@ -19,6 +19,7 @@ from cluster.api_keys import HALT, LIMITS, READ, RESEARCH, RESUME, TRADE, ApiKey
 from cluster.ledger import Ledger, Snapshot
 from cluster.market_data import BarStore
 from cluster.risk import NAME_PATTERN
+from cluster.run_queue import RunQueue
 from conf.settings import Settings
 from serve_apps.api_ray import RayCalls
 from serve_apps.problem import Problem, forbidden, unauthorised, unknown_account
@@ -47,6 +48,7 @@ class Desk:
     runs_dir: Path
     ray: RayCalls
     venue: VenueReads
+    queue: RunQueue
     # Laying out a run reads bars and expands grids in threads; two at once leave the others their turn.
     preparing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     # A session gets one key and one job however often it is asked for at the same time.

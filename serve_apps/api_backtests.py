@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Body, Header, Query, Response
 from pydantic import Field
 
+from cluster.run_queue import NotWaiting, Priority
 from cluster.runs import RunState
 from serve_apps.api_access import GuardedRoute, Reader, Researcher, TheDesk
 from serve_apps.api_problems import problems
@@ -24,6 +25,7 @@ from serve_apps.api_runs import (
 )
 from serve_apps.api_shapes import Shape
 from serve_apps.api_submission import read_submission, refusals
+from serve_apps.problem import Problem
 
 router = APIRouter(prefix="/v1/backtests", tags=["backtests"], route_class=GuardedRoute)
 
@@ -77,6 +79,12 @@ class Runs(Shape):
     runs: list[RunView]
 
 
+class Wanted(Shape):
+    """Another priority."""
+
+    priority: Priority
+
+
 class Cancellation(Shape):
     """What became of a request to cancel."""
 
@@ -103,7 +111,7 @@ async def submit_backtest(
         str | None, Header(description="any text; a repeat with the same one is the same run")
     ] = None,
 ) -> RunView:
-    """Check a specification and start it as a Ray job.
+    """Check a specification and put it into the queue: it starts as a Ray job when it is its turn, often at once.
 
     With ``run_id`` or ``Idempotency-Key`` a repeat is harmless: it answers with the same run (header
     ``Idempotent-Replayed: true``), or 409 where the specification is another one. Without either, two equal
@@ -112,7 +120,7 @@ async def submit_backtest(
     with refusals():
         async with desk.preparing:
             submission = await asyncio.to_thread(read_submission, body, idempotency_key, key.key_id)
-    folder, repeat = await start_run(desk, submission, key.key_id)
+    folder, repeat = await start_run(desk, submission, key)
     response.headers["location"] = f"/v1/backtests/{folder.run_id}"
     if repeat:
         response.headers["idempotent-replayed"] = "true"
@@ -133,6 +141,19 @@ async def show_backtest(desk: TheDesk, _: Reader, run_id: RunPath) -> RunView:
     return await view_of(desk, find_run(desk, run_id))
 
 
+@router.post("/{run_id}/priority", responses=problems(404, 409))
+async def prioritise_backtest(
+    desk: TheDesk, _: Researcher, run_id: RunPath, wanted: Annotated[Wanted, Body()]
+) -> RunView:
+    """Give a run that waits for its turn another priority; 409 where it does not wait."""
+    folder = find_run(desk, run_id)
+    try:
+        await asyncio.to_thread(desk.queue.reprioritise, folder, wanted.priority)
+    except NotWaiting:
+        raise Problem(409, "NOT_WAITING", f"run {run_id} has begun or has ended", {"run_id": run_id}) from None
+    return await view_of(desk, folder)
+
+
 @router.post("/{run_id}/cancel", responses=problems(404))
 async def cancel_backtest(desk: TheDesk, _: Researcher, run_id: RunPath) -> Cancellation:
     """Stop a run. What is finished stays, and the run can be resumed."""
@@ -145,5 +166,5 @@ async def cancel_backtest(desk: TheDesk, _: Researcher, run_id: RunPath) -> Canc
 async def resume_backtest(desk: TheDesk, key: Researcher, run_id: RunPath) -> RunView:
     """Start a failed or stopped run again: it goes on from its finished blocks. Any other run is left as it is."""
     folder = find_run(desk, run_id)
-    await resume_run(desk, folder, key.key_id)
+    await resume_run(desk, folder, key)
     return await view_of(desk, folder)

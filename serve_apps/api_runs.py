@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Annotated, Final, Literal
 
 from fastapi import Path
 from pydantic import Field
 
+from cluster.api_keys import ApiKey
 from cluster.ray_jobs import SUBMIT_TIMEOUT_S, Job, RayJobs, UnknownJob
+from cluster.run_queue import Priority, QueueFull, time_left_s
 from cluster.runs import (
     Progress,
     RunError,
@@ -29,8 +33,7 @@ from serve_apps.api_shapes import Nanoseconds, Shape
 from serve_apps.api_submission import Submission, refusals
 from serve_apps.problem import Problem
 
-# A job's supervisor alone takes some 85 MB, so more of them than this would bring the head down.
-JOBS_AT_ONCE_MAX: Final = 8
+TURN_INTERVAL_S: Final = 1.0
 UNKNOWN: Final = "UNKNOWN"
 
 Stopping = Literal["REQUESTED", "STOPPED", "ALREADY"]
@@ -59,7 +62,19 @@ class ProgressView(Shape):
     share: float = Field(ge=0, le=1, description="done share of the parameter sets")
     started_ns: Nanoseconds | None
     updated_ns: Nanoseconds
+    time_left_s: float | None = Field(
+        ge=0, description="at the pace so far; null before anything is done and at the end"
+    )
     error: FailureView | None
+
+
+class WaitingView(Shape):
+    """A run's place in the queue."""
+
+    place: int = Field(ge=1, description="by priority and time; users take turns, so another may start before")
+    priority: Priority
+    user: str
+    queued_ns: Nanoseconds
 
 
 class RecordView(Shape):
@@ -96,6 +111,7 @@ class RunView(Shape):
         "UNKNOWN where the cluster has no such job",
         examples=["RUNNING"],
     )
+    waiting: WaitingView | None = Field(None, description="null where the run does not wait for its turn")
 
 
 RunPath = Annotated[str, Path(description="a run's id", examples=["20241122-093000-1a2b3c4d"])]
@@ -142,8 +158,9 @@ async def settled(desk: Desk, folder: RunFolder) -> tuple[Progress, str | None]:
 async def view_of(desk: Desk, folder: RunFolder) -> RunView:
     """The run as it is now."""
     progress, status = await settled(desk, folder)
+    places = await asyncio.to_thread(_places, desk)
     try:
-        return run_view(folder.run_id, folder.record(), progress, status)
+        return run_view(folder.run_id, folder.record(), progress, status, places.get(folder.run_id))
     except RunError as error:
         raise damaged(folder, error) from None
 
@@ -153,64 +170,93 @@ async def newest_runs(desk: Desk, limit: int) -> list[RunView]:
     infos = (await asyncio.to_thread(list_runs, desk.runs_dir))[:limit]
     if not any(info.progress and not info.progress.state.ended for info in infos):
         return [run_view(info.run_id, info.record, info.progress) for info in infos]
+    places = await asyncio.to_thread(_places, desk)
     try:
         jobs = {job.submission_id: job for job in await desk.ray.call(RayJobs.list)}
     except Problem:
-        return [run_view(info.run_id, info.record, info.progress) for info in infos]
-    return list(await asyncio.gather(*(_listed(desk, info, jobs.get(info.run_id)) for info in infos)))
+        return [run_view(info.run_id, info.record, info.progress, None, places.get(info.run_id)) for info in infos]
+    return list(await asyncio.gather(*(_listed(desk, info, jobs.get(info.run_id), places) for info in infos)))
 
 
-async def start_run(desk: Desk, submission: Submission, by: str) -> tuple[RunFolder, bool]:
-    """Lay out the run and submit its job: (the folder, whether this was a repeat of an earlier submission).
+async def start_run(desk: Desk, submission: Submission, key: ApiKey) -> tuple[RunFolder, bool]:
+    """Lay out the run and put it into the queue: (the folder, whether this was a repeat of an earlier submission).
 
-    A repeat starts nothing that has begun before, whatever became of it; one whose first submission never reached
-    Ray is submitted now.
+    A repeat starts nothing that has begun before, whatever became of it; one that never began waits for its turn now.
     """
     repeat = (desk.runs_dir / submission.run_id).exists()
     if not repeat:
-        await _require_room(desk)
+        with _full():
+            await asyncio.to_thread(desk.queue.require_room, submission.run_id, user_of(key))
     with refusals():
         async with desk.preparing:
             folder = await asyncio.to_thread(
                 prepare_run, desk.runs_dir, desk.store, submission.spec, submission.run_id, submission.kind
             )
-    progress = progress_of(folder)
+    progress, status = await settled(desk, folder)
     never_begun = progress.started_ns is None and progress.state in {RunState.PENDING, RunState.FAILED}
-    if never_begun:
-        await submit(desk, folder, submission.kind, by)
+    if never_begun and (not repeat or status in {UNKNOWN, None}):
+        await _wait(desk, folder, key, submission.priority)
     return folder, repeat
 
 
-async def submit(desk: Desk, folder: RunFolder, kind: str, by: str, *, again: bool = False) -> None:
-    """Hand the run's job to Ray; ``again`` starts an ended one anew. 503 names the run, so that it can be repeated."""
-    entrypoint = folder.entrypoint(desk.store.root.resolve())
-    metadata = {"kind": kind, "submitted_by": by}
-
-    def work(jobs: RayJobs) -> str:
-        start = jobs.resubmit if again else jobs.submit
-        return start(folder.run_id, entrypoint, metadata, desk.settings.ray.driver_num_cpus)
-
-    try:
-        await desk.ray.call(work, timeout_s=SUBMIT_TIMEOUT_S + 5)
-    except Problem as problem:
-        detail = f"{problem.detail}; run {folder.run_id} is laid out, repeat with this run_id"
-        raise Problem(problem.status, problem.code, detail, {"run_id": folder.run_id}, problem.headers) from None
-
-
-async def resume_run(desk: Desk, folder: RunFolder, by: str) -> None:
-    """Start a FAILED or STOPPED run again, from its finished blocks; any other is left as it is."""
+async def resume_run(desk: Desk, folder: RunFolder, key: ApiKey) -> None:
+    """Let a FAILED or STOPPED run wait for another turn, from its finished blocks; any other is left as it is."""
     progress, _ = await settled(desk, folder)
     if progress.state in {RunState.FAILED, RunState.STOPPED}:
-        await _require_room(desk)
-        try:
-            kind = folder.record().kind
-        except RunError as error:
-            raise damaged(folder, error) from None
-        await submit(desk, folder, kind, by, again=True)
+        await _wait(desk, folder, key, again=True)
+
+
+async def take_turns(desk: Desk) -> None:
+    """Start waiting runs whenever there is room, until cancelled."""
+    while True:
+        with suppress(Problem):
+            await _dispatch(desk)
+        await asyncio.sleep(TURN_INTERVAL_S)
+
+
+def user_of(key: ApiKey) -> str:
+    """Whose runs are counted together: all keys of one person, or a key that is nobody's."""
+    return key.person or key.key_id
+
+
+async def _wait(
+    desk: Desk, folder: RunFolder, key: ApiKey, priority: Priority = Priority.NORMAL, *, again: bool = False
+) -> None:
+    """Put the run into the queue; where there is room and Ray answers it starts at once."""
+    with _full():
+        await asyncio.to_thread(desk.queue.enqueue, folder, user_of(key), priority, again=again)
+    with suppress(Problem):
+        await _dispatch(desk)
+
+
+async def _dispatch(desk: Desk) -> None:
+    bars_dir, num_cpus = desk.store.root.resolve(), desk.settings.ray.driver_num_cpus
+    if desk.queue.anything_waits():
+        await desk.ray.call(lambda jobs: desk.queue.dispatch(jobs, bars_dir, num_cpus), timeout_s=SUBMIT_TIMEOUT_S + 5)
+
+
+@contextmanager
+def _full() -> Iterator[None]:
+    try:
+        yield
+    except QueueFull as error:
+        detail = f"{error.rule}; wait for one to start, or cancel one"
+        raise Problem(429, "TOO_MANY_RUNS", detail, headers={"retry-after": "10"}) from None
+
+
+def _places(desk: Desk) -> dict[str, WaitingView]:
+    waiting = desk.queue.waiting()
+    return {
+        each.run_id: WaitingView(place=place, **each.ticket.model_dump(exclude={"again"}))
+        for place, each in enumerate(waiting, 1)
+    }
 
 
 async def stop_run(desk: Desk, folder: RunFolder) -> tuple[Stopping, Progress]:
-    """Ask the run's job to end: (what became of that, the run's progress now)."""
+    """Ask the run's job to end, or take the run out of the queue: (what became of that, the run's progress now)."""
+    if await asyncio.to_thread(desk.queue.withdraw, folder):
+        # One that waits to go on has no job at work either.
+        return "STOPPED", await asyncio.to_thread(settle, folder, RunState.STOPPED)
     progress, _ = await settled(desk, folder)
     if progress.state.ended:
         return "ALREADY", progress
@@ -232,14 +278,19 @@ def _attempt(jobs: RayJobs, run_id: str) -> str:
 
 
 def run_view(
-    run_id: str, record: RunRecord | None, progress: Progress | None, job_status: str | None = None
+    run_id: str,
+    record: RunRecord | None,
+    progress: Progress | None,
+    job_status: str | None = None,
+    waiting: WaitingView | None = None,
 ) -> RunView:
     """A run as shown."""
     return RunView(
         run_id=run_id,
         progress=progress_view(run_id, progress) if progress else None,
-        record=RecordView.model_validate(record.model_dump(exclude={"run_id", "blocks"})) if record else None,
+        record=RecordView.model_validate(record.model_dump(include=set(RecordView.model_fields))) if record else None,
         job_status=job_status,
+        waiting=waiting,
     )
 
 
@@ -256,11 +307,12 @@ def progress_view(run_id: str, progress: Progress) -> ProgressView:
         share=min(1.0, round(progress.done_sets / total, 4)) if total else 0.0,
         started_ns=progress.started_ns,
         updated_ns=progress.updated_ns,
+        time_left_s=time_left_s(progress, time.time_ns()),
         error=FailureView.model_validate(progress.error.model_dump()) if progress.error else None,
     )
 
 
-async def _listed(desk: Desk, info: RunInfo, job: Job | None) -> RunView:
+async def _listed(desk: Desk, info: RunInfo, job: Job | None, places: Mapping[str, WaitingView]) -> RunView:
     if info.progress is None or info.progress.state.ended:
         return run_view(info.run_id, info.record, info.progress)
     folder = RunFolder(desk.runs_dir / info.run_id)
@@ -269,20 +321,9 @@ async def _listed(desk: Desk, info: RunInfo, job: Job | None) -> RunView:
     except RunError as error:
         logger.error("run %s: %s", info.run_id, error)  # noqa: TRY400 -- the text says it all
         return run_view(info.run_id, None, None)
-    return run_view(info.run_id, info.record, progress, status)
+    return run_view(info.run_id, info.record, progress, status, places.get(info.run_id))
 
 
 async def _settled_with(folder: RunFolder, job: Job | None) -> tuple[Progress, str | None]:
     progress = await asyncio.to_thread(settle_with_job, folder, job)
     return progress, str(job.status) if job else UNKNOWN
-
-
-async def _require_room(desk: Desk) -> None:
-    active = _active(await desk.ray.call(RayJobs.list))
-    if active >= JOBS_AT_ONCE_MAX:
-        detail = f"{active} jobs are at work and at most {JOBS_AT_ONCE_MAX} may be; wait for one to end or cancel one"
-        raise Problem(429, "TOO_MANY_RUNS", detail, headers={"retry-after": "10"})
-
-
-def _active(jobs: Sequence[Job]) -> int:
-    return sum(not job.status.ended for job in jobs)

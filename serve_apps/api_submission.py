@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from cluster.market_data import MarketDataError, MissingData
+from cluster.run_queue import Priority
 from cluster.runs import RunConflict, RunError, default_run_id
 from serve_apps.api_problems import invalid_request
 from serve_apps.api_shapes import Shape
@@ -37,6 +38,7 @@ class SweepSubmission(SweepSpec):
 
     max_sets: Annotated[int, Field(strict=True, ge=1, le=SETS_MAX)] = SETS_MAX
     run_id: RunId = None
+    priority: Priority = Priority.NORMAL
 
 
 class BacktestSubmission(Shape):
@@ -44,6 +46,7 @@ class BacktestSubmission(Shape):
 
     backtest: BacktestSpec
     run_id: RunId = None
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Submission:
     run_id: str
     spec: SweepSpec
     kind: Literal["sweep", "backtest"]
+    priority: Priority
 
 
 def read_submission(body: Mapping[str, Any], idempotency_key: str | None, key_id: str) -> Submission:
@@ -64,6 +68,7 @@ def read_submission(body: Mapping[str, Any], idempotency_key: str | None, key_id
     run_id = content.pop("run_id", None)
     if run_id is not None and not (isinstance(run_id, str) and re.fullmatch(_RUN_ID, run_id)):
         raise SpecError("run_id", run_id, "1 to 64 of a-z, 0-9 and -")
+    priority = _priority(content.pop("priority", Priority.NORMAL))
     if idempotency_key is not None:
         if run_id is not None:
             raise invalid_request("Idempotency-Key", idempotency_key, "either this header or run_id, not both")
@@ -72,7 +77,13 @@ def read_submission(body: Mapping[str, Any], idempotency_key: str | None, key_id
         run_id = "key-" + hashlib.sha256(f"{key_id}:{idempotency_key}".encode()).hexdigest()[:32]
     kind: Literal["sweep", "backtest"] = "backtest" if "backtest" in content else "sweep"
     spec = _backtest(content) if kind == "backtest" else _sweep(content)
-    return Submission(run_id or default_run_id(spec, time.time_ns()), spec, kind)
+    return Submission(run_id or default_run_id(spec, time.time_ns()), spec, kind, priority)
+
+
+def _priority(value: object) -> Priority:
+    if not isinstance(value, str) or value not in set(Priority):
+        raise SpecError("priority", value, f"one of {', '.join(Priority)}")
+    return Priority(value)
 
 
 def sweep_of(backtest: BacktestSpec) -> SweepSpec:

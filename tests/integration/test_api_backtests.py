@@ -15,9 +15,9 @@ import pytest
 from cluster.api_keys import READ, RESEARCH
 from cluster.ledger import Ledger
 from cluster.runs import Progress, RunFolder, RunState, open_run, prepare_run
-from conf.settings import Settings
+from conf.settings import QueueSettings, Settings
 from serve_apps.api_progress import Rhythm, progress_events
-from serve_apps.api_runs import JOBS_AT_ONCE_MAX
+from serve_apps.api_runs import take_turns
 from tests.api_desk import ApiDesk, only, open_desk
 from tests.jobs_api import JobsApi, jobs_api
 from tests.run_samples import TWO_STRATEGIES, complete_run, make_spec, make_store
@@ -201,24 +201,72 @@ async def test_a_specification_is_an_object(desk: ApiDesk, body: bytes) -> None:
     assert (answer.status_code, answer.json()["code"]) == (422, "INVALID_REQUEST")
 
 
-async def test_no_more_jobs_than_the_machine_bears(desk: ApiDesk, ray: JobsApi) -> None:
-    for number in range(JOBS_AT_ONCE_MAX):
-        ray.put(f"job-{number}", "RUNNING")
-    answer = await submit(desk, TWO_STRATEGIES | {"run_id": "one-more"})
-    assert (answer.status_code, answer.json()["code"]) == (429, "TOO_MANY_RUNS")
-    assert not desk.settings.runs_path.exists()
-    ray.put("job-0", "SUCCEEDED")
-    assert (await submit(desk, TWO_STRATEGIES | {"run_id": "one-more"})).status_code == 202
+async def submitted(desk: ApiDesk, *names: str, **more: str) -> list[dict[str, Any]]:
+    answers = [await submit(desk, TWO_STRATEGIES | {"run_id": name} | more) for name in names]
+    assert [answer.status_code for answer in answers] == [202] * len(names)
+    return [answer.json() for answer in answers]
 
 
-async def test_without_ray_nothing_is_submitted_and_runs_can_still_be_read(desk: ApiDesk, ray: JobsApi) -> None:
+async def test_more_runs_than_a_user_may_have_at_work_wait_for_their_turn(desk: ApiDesk, ray: JobsApi) -> None:
+    limit = desk.settings.queue.runs_per_user_max
+    views = await submitted(desk, *(f"run-{number}" for number in range(limit + 1)))
+    assert [view["waiting"] is None for view in views] == [True] * limit + [False]
+    assert (views[-1]["waiting"]["place"], views[-1]["progress"]["state"]) == (1, "PENDING")
+    bob = await desk.key([RESEARCH], person="bob")
+    other = await desk.post("/v1/backtests", TWO_STRATEGIES | {"run_id": "other"}, headers=bob)
+    assert other.json()["waiting"] is None, "one user's limit holds up nobody else"
+    ray.put("run-0", "SUCCEEDED")
+    turns = asyncio.create_task(take_turns(desk.app.state.desk))
+    async with asyncio.timeout(20):
+        while (await desk.get(f"/v1/backtests/run-{limit}")).json()["waiting"]:
+            await asyncio.sleep(0.02)
+    turns.cancel()
+    assert ray.submissions[-1]["submission_id"] == f"run-{limit}"
+
+
+async def test_a_waiting_run_can_be_hastened_and_cancelled(desk: ApiDesk, ray: JobsApi) -> None:
+    limit = desk.settings.queue.runs_per_user_max
+    await submitted(desk, *(f"run-{number}" for number in range(limit)))
+    await submitted(desk, "late", priority="LOW")
+    await submitted(desk, "later")
+    places = {run["run_id"]: run["waiting"] for run in (await desk.get("/v1/backtests")).json()["runs"]}
+    assert (places["later"]["place"], places["late"]["place"]) == (1, 2)
+    hastened = await desk.post("/v1/backtests/late/priority", {"priority": "HIGH"})
+    assert (hastened.json()["waiting"]["place"], hastened.json()["waiting"]["priority"]) == (1, "HIGH")
+    begun = await desk.post("/v1/backtests/run-0/priority", {"priority": "HIGH"})
+    assert (begun.status_code, begun.json()["code"]) == (409, "NOT_WAITING")
+    answer = (await desk.post("/v1/backtests/late/cancel")).json()
+    assert (answer["cancel"], answer["state"]) == ("STOPPED", "STOPPED")
+    assert len(ray.submissions) == limit
+    assert (await desk.post("/v1/backtests/late/resume")).json()["waiting"]["place"] == 2
+
+
+@pytest.mark.parametrize("priority", ["URGENT", "", None, 1, ["HIGH"], {"a": 1}])
+async def test_a_priority_is_one_of_three(desk: ApiDesk, priority: object) -> None:
+    answer = await submit(desk, TWO_STRATEGIES | {"run_id": "a-run", "priority": priority})
+    assert (answer.status_code, answer.json()["field"]) == (422, "priority")
+
+
+async def test_a_full_queue_refuses_before_anything_is_laid_out(
+    settings: Settings, ledger: Ledger, ray: JobsApi
+) -> None:
+    make_store(settings.bars_path)
+    small = settings.model_copy(update={"queue": QueueSettings(runs_per_user_max=1, waiting_per_user_max=1)})
+    async with open_desk(small, ledger, ray.client()) as desk:
+        await submitted(desk, "at-work", "waiting")
+        answer = await submit(desk, TWO_STRATEGIES | {"run_id": "one-more"})
+        assert (answer.status_code, answer.json()["code"]) == (429, "TOO_MANY_RUNS")
+        assert not (settings.runs_path / "one-more").exists()
+
+
+async def test_without_ray_runs_wait_and_can_still_be_read(desk: ApiDesk, ray: JobsApi) -> None:
     await submit(desk, TWO_STRATEGIES | {"run_id": "before"})
     ray.broken = True
     answer = await submit(desk, TWO_STRATEGIES | {"run_id": "after"})
-    assert (answer.status_code, answer.json()["code"]) == (503, "RAY_UNAVAILABLE")
+    assert (answer.status_code, answer.json()["waiting"]["place"]) == (202, 1)
     run = (await desk.get("/v1/backtests/before")).json()
     assert (run["progress"]["state"], run["job_status"]) == ("PENDING", None)
-    assert [run["run_id"] for run in (await desk.get("/v1/backtests")).json()["runs"]] == ["before"]
+    assert {run["run_id"] for run in (await desk.get("/v1/backtests")).json()["runs"]} == {"before", "after"}
 
 
 async def test_a_repeat_submits_what_never_reached_ray(desk: ApiDesk, ray: JobsApi) -> None:
