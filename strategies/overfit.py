@@ -26,6 +26,8 @@ CONFIDENCE: Final = 0.95
 EVALUATIONS_MAX: Final = 100_000_000
 SETS_MAX: Final = 200_000
 SPLITS_MIN: Final = 500
+# Splits times sets looked at together: their Sharpe ratios fit a processor's cache.
+_CELLS: Final = 65_536
 
 
 def probabilistic_sharpe(
@@ -159,9 +161,16 @@ class Overfitting:
 
 
 def overfitting(
-    folds: Float64Array, *, seed: int = 0, evaluations_max: int = EVALUATIONS_MAX, sets_max: int = SETS_MAX
+    folds: Float64Array,
+    candidates: Int64Array | None = None,
+    *,
+    seed: int = 0,
+    evaluations_max: int = EVALUATIONS_MAX,
+    sets_max: int = SETS_MAX,
 ) -> Overfitting:
     """Combinatorially symmetric cross-validation of sets' moments float64[m, F, 6] in F equal folds, F even.
+
+    ``candidates`` are the rows that take part (default: all), m of them.
 
     Each way to split the folds in halves, in both directions: the set with the best Sharpe in one half, and its rank
     (1 … m, ties share their mean) over m + 1 in the other. Source: Bailey, Borwein, Lopez de Prado and Zhu, "The
@@ -171,13 +180,14 @@ def overfitting(
     fewer than 500; more than ``sets_max`` sets are represented by as many drawn at random, whose best is a little less
     lucky than that of all. Raises ``SpecError`` for an odd number of folds, fewer than two or moments not a number.
     """
-    sets, count = folds.shape[:2]
+    count = folds.shape[1]
+    rows = np.arange(folds.shape[0]) if candidates is None else candidates
+    sets = len(rows)
     if count < 2 or count % 2:
         raise SpecError("folds", count, "an even number")
     generator = np.random.Generator(np.random.Philox(seed))
-    rows = np.arange(sets)
     if sets > sets_max:
-        rows = np.sort(generator.permutation(sets)[:sets_max])
+        rows = rows[np.sort(generator.permutation(sets)[:sets_max])]
     # In this order the opposite of the i-th half is the i-th from the end.
     halves = np.array(list(itertools.combinations(range(count), count // 2)))
     pairs = np.stack([halves, halves[::-1]], axis=1)[: len(halves) // 2]
@@ -202,6 +212,7 @@ class _Folds:
     first: Float64Array  # float64[F, m]
     second: Float64Array
     ruined: NDArray[np.bool_]
+    any_ruined: bool
 
     @staticmethod
     def of(folds: Float64Array, rows: Int64Array) -> _Folds:
@@ -209,38 +220,47 @@ class _Folds:
         parts = [np.ascontiguousarray(folds[rows, :, column].T) for column in (SUM, SUM2)]
         if not all(np.isfinite(part).all() for part in parts):
             raise SpecError("moments", "not a number", "moments of sets that ran to the end")
-        return _Folds(returns, parts[0], parts[1], np.ascontiguousarray(np.isneginf(folds[rows, :, GROWTH].T)))
+        ruined = np.ascontiguousarray(np.isneginf(folds[rows, :, GROWTH].T))
+        return _Folds(returns, parts[0], parts[1], ruined, bool(ruined.any()))
 
-    def compare(self, pairs: Int64Array) -> tuple[Float64Array, Float64Array, Float64Array, Float64Array]:
-        """For pairs int64[p, 2, F / 2], in both directions: chosen set (-1: none), IS and OOS Sharpe, OOS rank."""
-        found = np.empty((4, 2 * len(pairs)))
-        for i, (half, opposite) in enumerate(pairs):
-            one, other = self._sharpes(half), self._sharpes(opposite)
-            found[:, 2 * i] = _chosen(one, other)
-            found[:, 2 * i + 1] = _chosen(other, one)
-        return found[0], found[1], found[2], found[3]
+    def compare(self, pairs: Int64Array) -> Float64Array:
+        """float64[4, 2 p] for int64[p, 2, F / 2], both ways: chosen set (-1: none), IS and OOS Sharpe, OOS rank."""
+        found = np.empty((4, len(pairs), 2))
+        at_once = max(1, _CELLS // self.first.shape[1])
+        for start in range(0, len(pairs), at_once):
+            part = slice(start, start + at_once)
+            one, other = self._sharpes(pairs[part, 0]), self._sharpes(pairs[part, 1])
+            found[:, part, 0], found[:, part, 1] = _chosen(one, other), _chosen(other, one)
+        return found.reshape(4, -1)
 
-    def _sharpes(self, half: Int64Array) -> Float64Array:
-        sharpe = sharpe_of(self.returns[half].sum(), _sum_rows(self.first, half), _sum_rows(self.second, half))
-        if self.ruined[half].any():
-            sharpe[self.ruined[half].any(axis=0)] = -np.inf
+    def _sharpes(self, halves: Int64Array) -> Float64Array:
+        """float64[p, m] for int64[p, F / 2]."""
+        counts = self.returns[halves].sum(axis=1)[:, np.newaxis]
+        sharpe = sharpe_of(counts, _sum_folds(self.first, halves), _sum_folds(self.second, halves))
+        if self.any_ruined:
+            for fold in range(halves.shape[1]):
+                sharpe[self.ruined[halves[:, fold]]] = -np.inf
         return sharpe
 
 
-def _chosen(inside: Float64Array, outside: Float64Array) -> tuple[float, float, float, float]:
-    best = int(np.argmax(np.where(np.isnan(inside), -np.inf, inside)))
-    if not np.isfinite(inside[best]):
-        return -1.0, math.nan, math.nan, math.nan
+def _chosen(inside: Float64Array, outside: Float64Array) -> Float64Array:
+    """float64[4, p]: the best of float64[p, m] inside, its Sharpe there and outside, its rank outside."""
+    best = np.argmax(np.where(np.isnan(inside), -np.inf, inside), axis=1)
+    line = np.arange(len(best))
     # A set that does nothing out-of-sample neither gains nor loses there.
     placed = np.where(np.isnan(outside), 0.0, outside)
-    below, equal = np.count_nonzero(placed < placed[best]), np.count_nonzero(placed == placed[best])
-    return float(best), float(inside[best]), float(placed[best]), below + (equal + 1) / 2
+    own = placed[line, best]
+    below = np.count_nonzero(placed < own[:, np.newaxis], axis=1)
+    equal = np.count_nonzero(placed == own[:, np.newaxis], axis=1)
+    value = inside[line, best]
+    return np.stack([np.where(np.isfinite(value), best, -1), value, own, below + (equal + 1) / 2])
 
 
-def _sum_rows(table: Float64Array, rows: Int64Array) -> Float64Array:
-    total: Float64Array = table[rows[0]].copy()
-    for row in rows[1:]:
-        total += table[row]
+def _sum_folds(table: Float64Array, halves: Int64Array) -> Float64Array:
+    """float64[p, m]: sums of the rows of float64[F, m] that int64[p, F / 2] names, always added in that order."""
+    total: Float64Array = table[halves[:, 0]]
+    for fold in range(1, halves.shape[1]):
+        total += table[halves[:, fold]]
     return total
 
 
