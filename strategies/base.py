@@ -28,6 +28,7 @@ from strategies.tables import Switches
 __all__ = [
     "RULES",
     "RULE_NAMES",
+    "AnyStrategy",
     "BarStep",
     "ParameterInfo",
     "Params",
@@ -55,21 +56,12 @@ class BarStep(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """A strategy's name and its functions, all module globals of its file and compiled.
-
-    ``start(float64[k]) -> state``; ``on_bar(float64[k], state, BarStep) -> (state, target)``;
-    ``targets(float64[k], open, high, low, close, volume: float64[n]) -> float64[n]``, the loop over ``on_bar``.
-    ``switches``, where there are any, find the changes of the same targets for many parameter sets at once.
-    """
+class AnyStrategy:
+    """What a strategy for one product and one over several (cross_section.py) have in common."""
 
     name: str
     title: str
     params: type[Params]
-    start: Callable[[Float64Array], Any]
-    on_bar: Callable[[Float64Array, Any, BarStep], tuple[Any, float]]
-    targets: Callable[..., Float64Array]
-    switches: Switches | None = None
 
     def __post_init__(self) -> None:
         """Fail at import where a parameter is called like a rule: a grid could not tell the two apart."""
@@ -78,12 +70,27 @@ class Strategy:
             raise TypeError(f"{self.name}: the parameter {taken[0]} has the name of a rule")
 
 
-def parameter_table(strategy: Strategy) -> list[ParameterInfo]:
+@dataclass(frozen=True)
+class Strategy(AnyStrategy):
+    """A strategy's name and its functions, all module globals of its file and compiled.
+
+    ``start(float64[k]) -> state``; ``on_bar(float64[k], state, BarStep) -> (state, target)``;
+    ``targets(float64[k], open, high, low, close, volume: float64[n]) -> float64[n]``, the loop over ``on_bar``.
+    ``switches``, where there are any, find the changes of the same targets for many parameter sets at once.
+    """
+
+    start: Callable[[Float64Array], Any]
+    on_bar: Callable[[Float64Array, Any, BarStep], tuple[Any, float]]
+    targets: Callable[..., Float64Array]
+    switches: Switches | None = None
+
+
+def parameter_table(strategy: AnyStrategy) -> list[ParameterInfo]:
     """What can be set of ``strategy``, the columns of a matrix: its own parameters in field order, then ``RULES``."""
     return [*own_parameters(strategy), *RULES]
 
 
-def own_parameters(strategy: Strategy) -> list[ParameterInfo]:
+def own_parameters(strategy: AnyStrategy) -> list[ParameterInfo]:
     """The strategy's own parameters, the first columns of ``parameter_table``: what its compiled code takes."""
     return parameters_of(strategy.params)
 
@@ -93,6 +100,6 @@ def full_vector(params: Params, rules: Rules | None = None) -> Float64Array:
     return np.concatenate([params.vector(), (rules or Rules()).vector()])
 
 
-def full_matrix(strategy: Strategy, own: Float64Array) -> Float64Array:
+def full_matrix(strategy: AnyStrategy, own: Float64Array) -> Float64Array:
     """float64[m, k + 6] from a strategy's own parameters float64[m, k], every rule at its default."""
     return np.hstack([own, np.tile(Rules().vector(), (len(own), 1))])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from strategies.base import SpecError, Strategy
+from strategies.base import AnyStrategy, SpecError, Strategy
 from strategies.bollinger_reversion import BOLLINGER_REVERSION
+from strategies.cross_section import CrossSection
 from strategies.donchian_breakout import DONCHIAN_BREAKOUT
+from strategies.momentum_rotation import MOMENTUM_ROTATION
+from strategies.pairs import PAIRS
 from strategies.rsi_reversion import RSI_REVERSION
 from strategies.sma_cross import SMA_CROSS
 from strategies.user_file import loaded
@@ -16,13 +19,15 @@ STRATEGIES: Final[dict[str, Strategy]] = {
     strategy.name: strategy
     for strategy in (SMA_CROSS, RSI_REVERSION, BOLLINGER_REVERSION, DONCHIAN_BREAKOUT, VOL_TARGET_MOMENTUM)
 }
+# Strategies over several products, which share one cash.
+CROSS_SECTIONS: Final[dict[str, CrossSection]] = {strategy.name: strategy for strategy in (MOMENTUM_ROTATION, PAIRS)}
 
 
 class UnknownStrategy(SpecError):
     """No strategy has this name; the message lists those there are."""
 
     def __init__(self, name: object) -> None:
-        super().__init__("strategy", name, f"one of {', '.join(STRATEGIES)}")
+        super().__init__("strategy", name, f"one of {', '.join((*STRATEGIES, *CROSS_SECTIONS))}")
 
     def __reduce__(self) -> tuple[type[SpecError], tuple[str, object, str]]:
         return UnknownStrategy, (self.value,)  # type: ignore[return-value]
@@ -38,3 +43,8 @@ def get(name: str) -> Strategy:
     if strategy is None:
         raise UnknownStrategy(name)
     return strategy
+
+
+def find(name: str) -> AnyStrategy:
+    """The strategy called ``name``, for one product or over several; raises ``UnknownStrategy``."""
+    return CROSS_SECTIONS[name] if isinstance(name, str) and name in CROSS_SECTIONS else get(name)
