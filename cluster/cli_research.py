@@ -14,9 +14,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cluster.cli_access import running_settings
+from cluster.cli_queue import PriorityOption, place_of, queue_of, register, submit, take_turns
 from cluster.cli_strategy import is_file_name, named_strategies, users_strategy
 from cluster.console import FAILED, CommandError, JsonOption, command, console, errors, print_json, print_table
 from cluster.local import ray_token
+from cluster.run_queue import Priority, time_left_s
 from conf.settings import Settings, load_settings, read_mapping
 
 if TYPE_CHECKING:
@@ -132,6 +134,7 @@ def backtest(
     fill: str = FillOption,
     cash: float = CashOption,
     run_id: str | None = RunIdOption,
+    priority: Priority = PriorityOption,
     detach: bool = DetachOption,
     as_json: bool = JsonOption,
 ) -> None:
@@ -154,7 +157,7 @@ def backtest(
             "costs": _costs(fee_bps, slippage_bps, fill, cash),
         }
     )
-    _run(spec, run_id, detach, as_json, kind="backtest")
+    _run(spec, run_id, detach, as_json, priority, kind="backtest")
 
 
 @command
@@ -185,6 +188,7 @@ def sweep(
     seed: int = typer.Option(0, "--seed", help="Kept with the results."),
     top: int = typer.Option(10, "--top", min=1, max=1000, help="Rows of the leaderboard to print."),
     run_id: str | None = RunIdOption,
+    priority: Priority = PriorityOption,
     detach: bool = DetachOption,
     as_json: bool = JsonOption,
 ) -> None:
@@ -207,7 +211,7 @@ def sweep(
             "sort_by": sort_by,
             "seed": seed,
         }
-    _run(parse_spec(content), run_id, detach, as_json, top=top)
+    _run(parse_spec(content), run_id, detach, as_json, priority, top=top)
 
 
 @data.command("rm")
@@ -240,15 +244,18 @@ def jobs_ls(
         print_json(runs)
         return
     rows = []
+    places = {each.run_id: place for place, each in enumerate(queue_of(settings).waiting(), 1)}
     for run in runs:
         progress, record = run.progress, run.record
         if progress is None or record is None:
-            rows.append([run.run_id, "DAMAGED", "", "", run.problem])
+            rows.append([run.run_id, "DAMAGED", "", "", "", run.problem])
             continue
         done = f"{progress.done_sets}/{progress.total_sets}"
+        left_s = time_left_s(progress, time.time_ns())
         bars = f"{record.product_id} {record.granularity} ({record.data_source})"
-        rows.append([run.run_id, progress.state, record.kind, done, bars])
-    print_table(f"runs in {settings.runs_path}", ["run", "state", "kind", "sets>", "bars"], rows)
+        state = f"waits, {places[run.run_id]}" if run.run_id in places else progress.state
+        rows.append([run.run_id, state, record.kind, done, "" if left_s is None else f"{left_s:.0f}", bars])
+    print_table(f"runs in {settings.runs_path}", ["run", "state", "kind", "sets>", "left, s>", "bars"], rows)
 
 
 @jobs.command("show")
@@ -279,7 +286,7 @@ def jobs_logs(
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on until the job has ended."),
 ) -> None:
     """What a run's Ray job has printed."""
-    client = _ray_jobs(running_settings())
+    client = ray_jobs(running_settings())
     job_id = _last_job(client, run_id)
     for text in client.tail(job_id) if follow else [client.logs(job_id)]:
         sys.stdout.write(text)
@@ -288,13 +295,16 @@ def jobs_logs(
 @jobs.command("stop")
 @command
 def jobs_stop(run_id: str = typer.Argument(..., help="The run."), as_json: bool = JsonOption) -> None:
-    """Stop a run; what is finished stays, and the same command as before goes on from there."""
-    from cluster.runs import open_run
+    """Stop a run, or take it out of the queue; what is finished stays, and ``desk jobs retry`` goes on from there."""
+    from cluster.runs import RunState, open_run, settle
 
     settings = running_settings()
     folder = open_run(settings.runs_path, run_id)
-    client = _ray_jobs(settings)
-    stopped = not folder.progress().state.ended and client.stop(_last_job(client, run_id))
+    client = ray_jobs(settings)
+    if queue_of(settings).withdraw(folder):
+        stopped = settle(folder, RunState.STOPPED).state is RunState.STOPPED
+    else:
+        stopped = not folder.progress().state.ended and client.stop(_last_job(client, run_id))
     progress = _settled(settings, folder)
     if as_json:
         print_json({"run_id": run_id, "stopped": stopped, "progress": progress})
@@ -329,18 +339,24 @@ def report(
         sys.stdout.write(f"{folder.report_file}\n")
 
 
-def _run(spec: SweepSpec, run_id: str | None, detach: bool, as_json: bool, top: int = 10, kind: Any = "sweep") -> None:
-    """Check, lay out, submit, and (unless detached) follow a run to its leaderboard."""
+def _run(
+    spec: SweepSpec,
+    run_id: str | None,
+    detach: bool,
+    as_json: bool,
+    priority: Priority,
+    top: int = 10,
+    kind: Any = "sweep",
+) -> None:
+    """Check, lay out, queue, and (unless detached) follow a run to its leaderboard."""
     from cluster.market_data import BarStore
     from cluster.runs import RunState, prepare_run
 
     settings = running_settings()
-    client = _ray_jobs(settings)
+    client = ray_jobs(settings)
     folder = prepare_run(settings.runs_path, BarStore(settings.bars_path), spec, run_id, kind)
     if folder.progress().state is not RunState.SUCCEEDED:
-        entrypoint = folder.entrypoint(settings.bars_path)
-        metadata = {"kind": str(kind), "product": spec.product_id}
-        client.resubmit(folder.run_id, entrypoint, metadata, settings.ray.driver_num_cpus)
+        submit(settings, client, folder, priority)
     if detach:
         if as_json:
             print_json({"run_id": folder.run_id, "run_dir": folder.path})
@@ -359,6 +375,8 @@ def _run(spec: SweepSpec, run_id: str | None, detach: bool, as_json: bool, top: 
 
 def _follow(settings: Settings, folder: RunFolder) -> RunProgress:
     """A live progress bar on stderr until the run has ended; Ctrl-C leaves the run alone."""
+    from cluster.runs import RunState
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=errors) as bar:
         task = bar.add_task(f"{folder.run_id}: starting", total=None)
@@ -368,8 +386,12 @@ def _follow(settings: Settings, folder: RunFolder) -> RunProgress:
                 progress = folder.progress()
                 # A driver that was killed says nothing; its job's status tells, asked now and then.
                 if time.monotonic() - asked_s > 2.0:
+                    take_turns(settings, ray_jobs(settings))
                     progress, asked_s = _settled(settings, folder), time.monotonic()
+                place = place_of(settings, folder.run_id) if progress.state is RunState.PENDING else None
                 description = f"{folder.run_id}: {progress.phase or progress.state.lower()}"
+                if place:
+                    description = f"{folder.run_id}: waits, {place[0]} of {place[1]}"
                 total = progress.total_sets or None
                 bar.update(task, completed=progress.done_sets, total=total, description=description)
                 if progress.state.ended:
@@ -389,7 +411,7 @@ def _settled(settings: Settings, folder: RunFolder) -> RunProgress:
     if progress.state.ended:
         return progress
     try:
-        return settle_with_job(folder, _ray_jobs(settings).latest(folder.run_id))
+        return settle_with_job(folder, ray_jobs(settings).latest(folder.run_id))
     except RayJobsError:
         # Without Ray what the folder says stands.
         return progress
@@ -426,7 +448,8 @@ def _last_job(client: RayJobs, run_id: str) -> str:
     return job.submission_id
 
 
-def _ray_jobs(settings: Settings) -> RayJobs:
+def ray_jobs(settings: Settings) -> RayJobs:
+    """The Jobs API of the running desk, or of the cluster the settings name."""
     from pydantic import SecretStr
 
     from cluster.ray_jobs import RayJobs
@@ -503,3 +526,6 @@ def _day(ts_ns: int) -> str:
 
 def _moment(ts_ns: int) -> str:
     return dt.datetime.fromtimestamp(ts_ns / 1e9, dt.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+register(jobs)
