@@ -11,7 +11,23 @@ from pydantic import Field
 from strategies.base import BarStep, Params, Strategy
 from strategies.compiled import compiled, compiled_step
 from strategies.indicators import RollingMoments, rolling_moments_start, rolling_moments_step
-from strategies.model import Float64Array
+from strategies.model import Float64Array, Int64Array
+from strategies.tables import (
+    MOMENTS_MEMORY,
+    NOTHING,
+    WORD,
+    Changes,
+    Series,
+    Switches,
+    Windows,
+    append_changes,
+    at_least,
+    at_most,
+    hold,
+    keep_moments,
+    kept_moments,
+    wanted_at,
+)
 
 
 class BollingerReversionParams(Params):
@@ -68,6 +84,65 @@ def targets(
     return target
 
 
+@compiled
+def table_of(series: Series, first: int, last: int, windows: Windows, table: Float64Array) -> None:
+    """Two lines a window: the close's distance from the mean, and the deviation."""
+    for w in range(windows.sizes.size):
+        size = windows.sizes[w]
+        kept = windows.memory[windows.places[w] :]
+        state = kept_moments(kept, size)
+        for i in range(first, last):
+            state, mean, squares = rolling_moments_step(state, series.close[i])
+            table[w, 0, i - first] = series.close[i] - mean
+            table[w, 1, i - first] = math.sqrt(squares / size)
+        keep_moments(kept, size, state)
+
+
+@compiled
+def scan(
+    rows: Float64Array,
+    places: Int64Array,
+    table: Float64Array,
+    series: Series,
+    first: int,
+    last: int,
+    carried: Float64Array,
+    changes: Changes,
+) -> None:
+    count = 0
+    for s in range(places.shape[0]):
+        distance, deviation = table[places[s, 0], 0], table[places[s, 0], 1]
+        width = rows[s, 1]
+        held, standing = carried[s, 0], carried[s, 1]
+        changes.first[s] = count
+        for begin in range(0, last - first, WORD):
+            bars = min(WORD, last - first - begin)
+            buy, sell = _beyond(distance, deviation, width, begin)
+            leave_long, leave_short = at_least(distance, begin, 0.0), at_most(distance, begin, 0.0)
+            long, short = hold(buy, sell, leave_long, leave_short, rows[s, 2] > 0.0, held)
+            held = wanted_at(long, short, bars - 1)
+            known = leave_long | leave_short  # where the distance is no number it is neither
+            long &= known
+            short &= known
+            count = append_changes(changes, count, begin, bars, long, short, standing)
+            standing = wanted_at(long, short, bars - 1)
+        carried[s, 0], carried[s, 1] = held, standing
+    changes.first[places.shape[0]] = count
+
+
+@compiled
+def _beyond(distance: Float64Array, deviation: Float64Array, width: float, begin: int) -> tuple[np.uint64, np.uint64]:
+    """Bit i of the words: bar ``begin + i`` is below the lower band, above the upper one."""
+    distance, deviation = distance[begin : begin + WORD], deviation[begin : begin + WORD]
+    buy = sell = NOTHING
+    for i in range(WORD):
+        band = width * deviation[i]
+        buy |= np.uint64(distance[i] < -band) << np.uint64(i)
+        sell |= np.uint64(distance[i] > band) << np.uint64(i)
+    return buy, sell
+
+
+SWITCHES = Switches(("window",), lines=2, memory=MOMENTS_MEMORY, table=table_of, scan=scan)
 BOLLINGER_REVERSION = Strategy(
-    "bollinger_reversion", "Bollinger reversion", BollingerReversionParams, start, on_bar, targets
+    "bollinger_reversion", "Bollinger reversion", BollingerReversionParams, start, on_bar, targets, SWITCHES
 )

@@ -6,12 +6,24 @@ import math
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from strategies.base import BarStep, Params, Strategy
 from strategies.compiled import compiled, compiled_step
 from strategies.indicators import RollingMax, rolling_max_start, rolling_max_step
-from strategies.model import Float64Array
+from strategies.model import Float64Array, Int64Array
+from strategies.tables import (
+    NOTHING,
+    WORD,
+    Changes,
+    Series,
+    Switches,
+    Windows,
+    append_changes,
+    hold,
+    wanted_at,
+)
 
 
 class DonchianBreakoutParams(Params):
@@ -94,4 +106,76 @@ def targets(
     return target
 
 
-DONCHIAN_BREAKOUT = Strategy("donchian_breakout", "Donchian breakout", DonchianBreakoutParams, start, on_bar, targets)
+@compiled
+def table_of(series: Series, first: int, last: int, windows: Windows, table: Float64Array) -> None:
+    """Two lines a window, in words of 64 bars: whether a close is above the channel of the bars before, or below it."""
+    words = table.view(np.uint64)
+    for w in range(windows.sizes.size):
+        size = windows.sizes[w]
+        kept = windows.memory[windows.places[w] :]
+        _breaks(series.high, series.close, 1.0, first, last, kept[: 2 * size + 4], size, words[w, 0])
+        _breaks(series.low, series.close, -1.0, first, last, kept[2 * size + 4 :], size, words[w, 1])
+
+
+@compiled
+def _breaks(
+    prices: Float64Array,
+    close: Float64Array,
+    sign: float,
+    first: int,
+    last: int,
+    kept: Float64Array,
+    size: int,
+    words: NDArray[np.uint64],
+) -> None:
+    """Bit i: ``sign * close`` is above the largest ``sign * price`` of the bars before; bottoms are tops, negated."""
+    position, filled = int(kept[2 * size]), int(kept[2 * size + 1])
+    lap = kept[2 * size + 2] if first > 0 else -math.inf
+    top = kept[2 * size + 3] if first > 0 else math.nan
+    state = RollingMax(kept[:size], kept[size : 2 * size], position, filled, lap)
+    for begin in range(first, last, WORD):
+        word = NOTHING
+        for i in range(begin, min(begin + WORD, last)):
+            word |= np.uint64(sign * close[i] > top) << np.uint64(i - begin)
+            state, top = rolling_max_step(state, sign * prices[i])
+        words[(begin - first) // WORD] = word
+    kept[2 * size], kept[2 * size + 1], kept[2 * size + 2], kept[2 * size + 3] = (
+        state.position,
+        state.filled,
+        state.lap,
+        top,
+    )
+
+
+@compiled
+def scan(
+    rows: Float64Array,
+    places: Int64Array,
+    table: Float64Array,
+    series: Series,
+    first: int,
+    last: int,
+    carried: Float64Array,
+    changes: Changes,
+) -> None:
+    count = 0
+    words = table.view(np.uint64)
+    for s in range(places.shape[0]):
+        entry, leave = words[places[s, 0]], words[places[s, 1]]
+        held = carried[s, 0]
+        changes.first[s] = count
+        for begin in range(0, last - first, WORD):
+            bars = min(WORD, last - first - begin)
+            at = begin // WORD
+            # While the entry channel is unknown nothing is held, so NaN as a target needs no word of its own.
+            long, short = hold(entry[0, at], entry[1, at], leave[1, at], leave[0, at], rows[s, 2] > 0.0, held)
+            count = append_changes(changes, count, begin, bars, long, short, held)
+            held = wanted_at(long, short, bars - 1)
+        carried[s, 0] = held
+    changes.first[places.shape[0]] = count
+
+
+SWITCHES = Switches(("entry_window", "exit_window"), lines=2, memory=(4, 8), table=table_of, scan=scan)
+DONCHIAN_BREAKOUT = Strategy(
+    "donchian_breakout", "Donchian breakout", DonchianBreakoutParams, start, on_bar, targets, SWITCHES
+)

@@ -11,7 +11,21 @@ from pydantic import Field
 from strategies.base import BarStep, Params, Strategy
 from strategies.compiled import compiled, compiled_step
 from strategies.indicators import RelativeStrength, relative_strength_start, relative_strength_step
-from strategies.model import Float64Array
+from strategies.model import Float64Array, Int64Array
+from strategies.tables import (
+    WORD,
+    Changes,
+    Series,
+    Switches,
+    Windows,
+    above,
+    append_changes,
+    at_least,
+    at_most,
+    below,
+    hold,
+    wanted_at,
+)
 
 
 class RsiReversionParams(Params):
@@ -71,4 +85,51 @@ def targets(
     return target
 
 
-RSI_REVERSION = Strategy("rsi_reversion", "RSI mean reversion", RsiReversionParams, start, on_bar, targets)
+@compiled
+def table_of(series: Series, first: int, last: int, windows: Windows, table: Float64Array) -> None:
+    """One line a window: the RSI."""
+    for w in range(windows.sizes.size):
+        kept = windows.memory[windows.places[w] :]
+        state = relative_strength_start(windows.sizes[w])
+        if first > 0:
+            state = RelativeStrength(windows.sizes[w], int(kept[0]), kept[1], kept[2], kept[3])
+        line = table[w, 0]
+        for i in range(first, last):
+            state, line[i - first] = relative_strength_step(state, series.close[i])
+        kept[0], kept[1], kept[2], kept[3] = state.changes, state.previous, state.gain, state.loss
+
+
+@compiled
+def scan(
+    rows: Float64Array,
+    places: Int64Array,
+    table: Float64Array,
+    series: Series,
+    first: int,
+    last: int,
+    carried: Float64Array,
+    changes: Changes,
+) -> None:
+    count = 0
+    for s in range(places.shape[0]):
+        line = table[places[s, 0], 0]
+        oversold, overbought, exit_level = rows[s, 1], rows[s, 2], rows[s, 3]
+        held, standing = carried[s, 0], carried[s, 1]
+        changes.first[s] = count
+        for begin in range(0, last - first, WORD):
+            bars = min(WORD, last - first - begin)
+            buy, sell = below(line, begin, oversold), above(line, begin, overbought)
+            leave_long, leave_short = at_least(line, begin, exit_level), at_most(line, begin, exit_level)
+            long, short = hold(buy, sell, leave_long, leave_short, rows[s, 4] > 0.0, held)
+            held = wanted_at(long, short, bars - 1)
+            known = leave_long | leave_short  # where the RSI is no number it is neither
+            long &= known
+            short &= known
+            count = append_changes(changes, count, begin, bars, long, short, standing)
+            standing = wanted_at(long, short, bars - 1)
+        carried[s, 0], carried[s, 1] = held, standing
+    changes.first[places.shape[0]] = count
+
+
+SWITCHES = Switches(("window",), lines=1, memory=(0, 4), table=table_of, scan=scan)
+RSI_REVERSION = Strategy("rsi_reversion", "RSI mean reversion", RsiReversionParams, start, on_bar, targets, SWITCHES)

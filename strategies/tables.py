@@ -22,12 +22,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from strategies.compiled import compiled
+from strategies.indicators import RollingMoments
 from strategies.model import Float64Array, Int64Array
 
 WORD: Final = 64
 ONE: Final = np.uint64(1)
-TWO: Final = np.uint64(2)
-LAST_BIT: Final = np.uint64(63)
 NOTHING: Final = np.uint64(0)
 EVERYTHING: Final = np.uint64(2**64 - 1)
 
@@ -102,14 +101,14 @@ leading_zeros: Callable[[np.uint64], int] = cast(Any, intrinsic)(_leading_zeros)
 
 @compiled
 def append_changes(
-    changes: Changes, count: int, begin: int, bars: int, long: np.uint64, short: np.uint64, held: float
+    changes: Changes, count: int, begin: int, bars: int, long: np.uint64, short: np.uint64, standing: float
 ) -> int:
     """Append the changes in one word of ``bars`` <= 64 bars beginning at ``begin``; the new number of changes.
 
-    Bit i of ``long`` and ``short`` says that bar ``begin + i`` wants 1 or -1, neither 0; ``held`` is wanted before.
+    Bit i of ``long`` and ``short`` says that bar ``begin + i`` wants 1 or -1, neither 0; ``standing`` came before.
     """
-    was_long = ONE if held > 0.0 else NOTHING
-    was_short = ONE if held < 0.0 else NOTHING
+    was_long = ONE if standing > 0.0 else NOTHING
+    was_short = ONE if standing < 0.0 else NOTHING
     changed = (long ^ ((long << ONE) | was_long)) | (short ^ ((short << ONE) | was_short))
     changed &= EVERYTHING >> np.uint64(WORD - bars)
     while changed != NOTHING:
@@ -139,6 +138,59 @@ def latch(on: np.uint64, off: np.uint64, before: bool) -> np.uint64:
     total = first + on + (ONE if before else NOTHING)
     carry_in = total ^ first ^ on
     return on | (passing & carry_in)
+
+
+@compiled
+def hold(
+    buy: np.uint64, sell: np.uint64, leave_long: np.uint64, leave_short: np.uint64, shorts: bool, held: float
+) -> tuple[np.uint64, np.uint64]:
+    """The words of bars that hold 1 and -1: ``buy`` goes before ``sell``, both before leaving; ``held`` comes before.
+
+    Without ``shorts`` a ``sell`` ends a long position and begins nothing.
+    """
+    sell &= ~buy
+    long = latch(buy, sell | leave_long, held > 0.0)
+    return long, latch(sell, buy | leave_short, held < 0.0) if shorts else NOTHING
+
+
+@compiled
+def above(line: Float64Array, begin: int, level: float) -> np.uint64:
+    """Bit i: ``line[begin + i] > level``, for 64 bars; False for NaN."""
+    values = line[begin : begin + WORD]
+    word = NOTHING
+    for i in range(WORD):
+        word |= np.uint64(values[i] > level) << np.uint64(i)
+    return word
+
+
+@compiled
+def at_least(line: Float64Array, begin: int, level: float) -> np.uint64:
+    """Bit i: ``line[begin + i] >= level``."""
+    values = line[begin : begin + WORD]
+    word = NOTHING
+    for i in range(WORD):
+        word |= np.uint64(values[i] >= level) << np.uint64(i)
+    return word
+
+
+@compiled
+def below(line: Float64Array, begin: int, level: float) -> np.uint64:
+    """Bit i: ``line[begin + i] < level``."""
+    values = line[begin : begin + WORD]
+    word = NOTHING
+    for i in range(WORD):
+        word |= np.uint64(values[i] < level) << np.uint64(i)
+    return word
+
+
+@compiled
+def at_most(line: Float64Array, begin: int, level: float) -> np.uint64:
+    """Bit i: ``line[begin + i] <= level``."""
+    values = line[begin : begin + WORD]
+    word = NOTHING
+    for i in range(WORD):
+        word |= np.uint64(values[i] <= level) << np.uint64(i)
+    return word
 
 
 MEANS_MEMORY: Final = (0, 3)
@@ -186,3 +238,21 @@ def _sum_on(
         lap += value
         line[j - first] = total
     return total, lap
+
+
+MOMENTS_MEMORY: Final = (3, 4)
+
+
+@compiled
+def kept_moments(kept: Float64Array, size: int) -> RollingMoments:
+    """The state of ``rolling_moments_step`` as ``keep_moments`` left it; its arrays go on lying in ``kept``."""
+    position, filled = int(kept[3 * size]), int(kept[3 * size + 1])
+    lap_mean, lap_squares = kept[3 * size + 2], kept[3 * size + 3]
+    ring, end_mean, end_squares = kept[:size], kept[size : 2 * size], kept[2 * size : 3 * size]
+    return RollingMoments(ring, end_mean, end_squares, position, filled, lap_mean, lap_squares)
+
+
+@compiled
+def keep_moments(kept: Float64Array, size: int, state: RollingMoments) -> None:
+    kept[3 * size], kept[3 * size + 1] = state.position, state.filled
+    kept[3 * size + 2], kept[3 * size + 3] = state.lap_mean, state.lap_squares

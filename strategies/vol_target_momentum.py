@@ -18,7 +18,19 @@ from strategies.indicators import (
     rolling_moments_start,
     rolling_moments_step,
 )
-from strategies.model import Float64Array
+from strategies.model import Float64Array, Int64Array
+from strategies.tables import (
+    MOMENTS_MEMORY,
+    NOTHING,
+    WORD,
+    Changes,
+    Series,
+    Switches,
+    Windows,
+    keep_moments,
+    kept_moments,
+    trailing_zeros,
+)
 
 
 class VolTargetMomentumParams(Params):
@@ -87,6 +99,98 @@ def targets(
     return target
 
 
+@compiled
+def table_of(series: Series, first: int, last: int, windows: Windows, table: Float64Array) -> None:
+    """One line a window: the measured volatility, NaN until there is one."""
+    close = series.close
+    for w in range(windows.sizes.size):
+        size = windows.sizes[w]
+        kept = windows.memory[windows.places[w] :]
+        state = kept_moments(kept, size)
+        for i in range(first, last):
+            change = close[i] / close[i - 1] - 1.0 if i > 0 else math.nan
+            state, mean, squares = rolling_moments_step(state, change)
+            measured = math.sqrt(squares / (size - 1.0))
+            if math.isnan(mean):
+                measured = math.nan
+            elif math.isnan(measured):
+                measured = 0.0  # the full size, as where nothing moves
+            table[w, 0, i - first] = measured
+        keep_moments(kept, size, state)
+
+
+@compiled
+def scan(
+    rows: Float64Array,
+    places: Int64Array,
+    table: Float64Array,
+    series: Series,
+    first: int,
+    last: int,
+    carried: Float64Array,
+    changes: Changes,
+) -> None:
+    count = 0
+    wanted = np.empty(WORD)
+    for s in range(places.shape[0]):
+        held = carried[s, 0]
+        changes.first[s] = count
+        for begin in range(0, last - first, WORD):
+            bars = min(WORD, last - first - begin)
+            _wanted(wanted, rows[s], table[places[s, 0], 0], series.close, first, begin, bars)
+            bit = _next_change(wanted, 0, bars, held, rows[s, 3])
+            while bit < bars:
+                held = 0.0 if math.isnan(wanted[bit]) else wanted[bit]
+                changes.bar[count] = begin + bit
+                changes.target[count] = held
+                count += 1
+                bit = _next_change(wanted, bit + 1, bars, held, rows[s, 3])
+        carried[s, 0] = held
+    changes.first[places.shape[0]] = count
+
+
+@compiled
+def _wanted(
+    wanted: Float64Array,
+    row: Float64Array,
+    measured: Float64Array,
+    close: Float64Array,
+    first: int,
+    begin: int,
+    bars: int,
+) -> None:
+    """What ``on_bar`` wants on the bars from ``first + begin`` on, before the band; NaN where it is not ready."""
+    lookback, target_volatility, short = int(row[0]), row[2], 0.0 - row[4]
+    unknown = min(max(lookback - first - begin, 0), bars)
+    wanted[:unknown] = math.nan
+    for i in range(unknown, bars):
+        now, past = close[first + begin + i], close[first + begin + i - lookback]
+        volatility = measured[begin + i]
+        size = target_volatility / volatility if volatility > target_volatility else 1.0
+        direction = 1.0 if now > past else (short if now < past else 0.0)
+        wanted[i] = math.nan if math.isnan(volatility) else direction * size
+
+
+@compiled
+def _next_change(wanted: Float64Array, start: int, bars: int, held: float, band: float) -> int:
+    """The first of the bars from ``start`` on at which ``on_bar`` would hold something else than ``held``."""
+    word = NOTHING
+    for i in range(WORD):
+        value = wanted[i]
+        apart = (abs(value - held) > band) | ((value * held <= 0.0) & (value != held))
+        word |= np.uint64(apart | (math.isnan(value) & (held != 0.0))) << np.uint64(i)
+    if start >= WORD:
+        return WORD
+    return trailing_zeros((word >> np.uint64(start)) << np.uint64(start))
+
+
+SWITCHES = Switches(("volatility_window",), lines=1, memory=MOMENTS_MEMORY, table=table_of, scan=scan)
 VOL_TARGET_MOMENTUM = Strategy(
-    "vol_target_momentum", "Volatility-targeted momentum", VolTargetMomentumParams, start, on_bar, targets
+    "vol_target_momentum",
+    "Volatility-targeted momentum",
+    VolTargetMomentumParams,
+    start,
+    on_bar,
+    targets,
+    SWITCHES,
 )

@@ -241,7 +241,7 @@ def test_equity_is_equal_to_the_last_bit_at_every_close(name: str, fill: str) ->
 @pytest.mark.parametrize("name", SWITCHING)
 def test_orders_at_the_changes_are_the_fills_of_the_general_loop(name: str, fill: str) -> None:
     strategy, bars, costs = STRATEGIES[name], made_up_bars("walk", 8, 1_500), Costs(fill=fill, fee_bps=10)
-    params = dict(zip(strategy.params.names(), rows_of(strategy, 4, 1, 30)[0].tolist(), strict=True))
+    params = {"allow_short": 1.0}
     spec = BacktestSpec(
         product_id="BTC-USD", granularity=Granularity.ONE_HOUR, strategy=name, params=params, costs=costs
     )
