@@ -13,6 +13,8 @@ from typing import Final
 IMPORTS: Final = frozenset(
     {"__future__", "collections", "dataclasses", "enum", "math", "numba", "numpy", "pydantic", "strategies", "typing"}
 )
+NUMBERS_MAX: Final = 512
+TEXT_MAX: Final = 1_000
 _BUILTINS: Final = {
     "print": "a strategy prints nothing: it runs for every bar of every parameter set",
     "open": "a strategy reads and writes no files: it knows the bars it is given, nothing else",
@@ -49,7 +51,7 @@ _STATEMENTS: Final[dict[type[ast.AST], str]] = {
 
 def findings(tree: ast.Module) -> list[tuple[int, str]]:
     """(line, rule) for each statement that has no place in a strategy file, in the order of lines."""
-    return sorted({*_imports(tree), *_names(tree), *_definitions(tree), *_inside_functions(tree)})
+    return sorted({*_imports(tree), *_names(tree), *_definitions(tree), *_inside_functions(tree), *_data(tree)})
 
 
 def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -126,6 +128,19 @@ def _fields(params: ast.ClassDef) -> Iterator[tuple[int, str]]:
         elif not {"ge", "le"} <= given or not has_default:
             rule = f"the parameter {node.target.id} needs a default and a range: Field(10, ge=1, le=100, description=…)"
             yield node.lineno, rule
+
+
+def _data(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Prices written into a file are the one way to know the future that changed bars cannot show."""
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    numbers = [node for node in constants if isinstance(node.value, int | float | complex)]
+    if len(numbers) > NUMBERS_MAX:
+        rule = f"more than {NUMBERS_MAX} numbers are written into the file: that is data, not a rule"
+        yield numbers[NUMBERS_MAX].lineno, rule
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in constants:
+        if isinstance(node.value, str | bytes) and len(node.value) > TEXT_MAX and id(node) not in documentation:
+            yield node.lineno, f"a text of more than {TEXT_MAX} characters: that is data, not a rule"
 
 
 def _inside_functions(tree: ast.Module) -> Iterator[tuple[int, str]]:

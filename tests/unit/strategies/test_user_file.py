@@ -72,6 +72,8 @@ SEEN_WITHOUT_RUNNING = [
     (TARGET, "    state.bars = 3; target = 1.0\n", "not changed in place"),
     (TARGET, "    target = np.empty(3)[0]\n", "np.empty holds whatever"),
     (TARGET, "    yield 1.0; target = 1.0\n", "cannot yield"),
+    (TARGET, f"    target = {[0.5] * 600}[state.bars]\n", "that is data"),
+    (TARGET, f"    target = 1.0 if {'ab' * 600!r}[state.bars] == 'a' else 0.0\n", "that is data"),
     ("    fast: int = Field(5, ge=2, le=500", "    fast: int = Field(5, ge=2", "needs a default and a range"),
     ("    fast: int = Field(5, ge=2, le=500, description=\"bars\")", "    fast: int = 5", "needs a default"),
     ("    fast: int = Field(5, ge=2, le=500", "    fast: str = Field(5, ge=2, le=500", "int or float, not str"),
