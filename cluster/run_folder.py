@@ -104,12 +104,16 @@ class Progress(_Record):
 
 
 class Block(_Record):
-    """Parameter sets ``start`` to ``stop`` (exclusive, counted over the whole run), all of one grid."""
+    """Parameter sets ``start`` to ``stop`` (exclusive, counted over the whole run), all of one grid.
+
+    A search may run them on the first ``bar_count`` bars only (None: all), and a set more than once: it counts runs.
+    """
 
     strategy: str
     grid: int = Field(ge=0)
     start: int = Field(ge=0)
     stop: int = Field(ge=1)
+    bar_count: int | None = Field(None, ge=1)
 
 
 class RunRecord(_Record):
@@ -174,6 +178,11 @@ class RunFolder:
     def ticket_file(self) -> Path:
         """Why the run waits in the queue; absent where it does not (cluster/run_queue.py)."""
         return self.path / TICKET_FILE
+
+    @property
+    def remote_file(self) -> Path:
+        """On which other cluster the run is computed; absent where it is here (cluster/remote_runs.py)."""
+        return self.path / "remote.json"
 
     @property
     def parts_dir(self) -> Path:
@@ -280,7 +289,7 @@ class RunFolder:
             return [], wanted, ""
         metric, note = sorting_metric(table, wanted)
         shown = [name for name in (*METRICS, *HONEST_COLUMNS) if name in table.column_names]
-        order = ranking(table[metric].to_numpy(), table["set_id"].to_numpy(), metric)[: max(0, limit)]
+        order = best_first(table, metric)[: max(0, limit)]
         rows = table.select(["set_id", "strategy", "params", *shown]).take(order).to_pylist()
         return [{key: _plain(key, value) for key, value in row.items()} for row in rows], metric, note
 
@@ -302,6 +311,21 @@ def ranking(values: NDArray[np.float64], set_ids: NDArray[np.int64], metric: str
     absent = np.isnan(values)
     keys = values if metric in LOWER_IS_BETTER else -values
     return np.lexsort((set_ids, np.where(absent, 0.0, keys), absent))
+
+
+def best_first(table: pa.Table, metric: str) -> NDArray[np.int64]:
+    """int64[m]: the rows of a table of results from best to worst by one of its columns.
+
+    Of a search those that were run on the whole history come first, and of these those that break no constraint.
+    """
+    import numpy as np
+
+    order = ranking(table[metric].to_numpy(), table["set_id"].to_numpy(), metric)
+    if "history" not in table.column_names:
+        return order
+    partly = table["history"].to_numpy()[order] < 1.0
+    broken = ~table["feasible"].to_numpy(zero_copy_only=False)[order]
+    return np.asarray(order[np.lexsort((np.arange(len(order)), broken, partly))])
 
 
 def sorting_metric(table: pa.Table, wanted: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.base import ParameterInfo, Strategy, parameter_table
+from strategies.base import AnyStrategy, ParameterInfo, parameter_table
 from strategies.model import Float64Array
 from strategies.search_spec import Constraint, Continuous
 from strategies.spec import Range
@@ -84,7 +84,7 @@ class Dimension:
 class Space:
     """The parameter sets one grid of a search allows, by points float64[n, d] of a unit cube."""
 
-    def __init__(self, strategy: Strategy, axes: Mapping[str, AnyAxis], rules: Sequence[Constraint] = ()) -> None:
+    def __init__(self, strategy: AnyStrategy, axes: Mapping[str, AnyAxis], rules: Sequence[Constraint] = ()) -> None:
         """``rules`` are constraints on parameters; those that name another strategy's do not apply."""
         self.strategy = strategy
         table = parameter_table(strategy)

@@ -20,7 +20,7 @@ from jobs.space import Space
 from strategies.base import SpecError
 from strategies.metrics import METRICS
 from strategies.model import Float64Array, Int64Array
-from strategies.registry import get
+from strategies.registry import find
 from strategies.search_spec import Search
 from strategies.spec import SweepSpec
 
@@ -73,7 +73,7 @@ class Study:
         self._stages = (self.search.sets, *extensions)
         self._goals, self._limits = self.search.goals, [one for one in self.search.limits if one.of_metrics]
         rules = [one for one in self.search.limits if not one.of_metrics]
-        self._spaces = [Space(get(grid.strategy), grid.grid, rules) for grid in spec.grids]
+        self._spaces = [Space(find(grid.strategy), grid.grid, rules) for grid in spec.grids]
         self._archive = Archive(len(self._goals))
         self._generation_sets = self.search.generation_sets(len(self._spaces))
         population = max(1, self._generation_sets // len(self._spaces))
@@ -83,6 +83,7 @@ class Study:
         ]
         self._sets: list[_Set] = []
         self._rows = 0
+        self.evaluations = 0
         self._generation = -1
         self._stage = -1
         self._open: tuple[Batch, ...] = ()
@@ -118,6 +119,37 @@ class Study:
         """Sets there will be at most, by what is known now."""
         return len(self._sets) + self._left + sum(self._stages[self._stage + 1 :])
 
+    @property
+    def planned_runs(self) -> int:
+        """Runs of sets there will be at most: with rungs, a set is run once on each that it reaches."""
+        eta = self.search.eta or 3
+        runs, left = self._rows, self.planned - len(self._sets)
+        alive = sum(len(batch.set_ids) for batch in self._open)
+        for _ in range(self._rung + 1, len(self.bar_counts)):
+            alive = math.ceil(alive / eta)
+            runs += alive
+        alive = len(self._promoted)
+        for _ in range(self._rung, len(self.bar_counts)):
+            runs += alive
+            alive = math.ceil(alive / eta)
+        while left > 0:
+            alive = min(self._generation_sets, left)
+            left -= alive
+            for _ in self.bar_counts:
+                runs += alive
+                alive = math.ceil(alive / eta)
+        return runs
+
+    @property
+    def over(self) -> bool:
+        """Whether every stage has ended."""
+        return len(self.endings) == len(self._stages)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the present stage has had a generation, and has sets left."""
+        return 0 < self._left < self._stages[self._stage]
+
     def next(self) -> tuple[Batch, ...]:
         """What to run now; its results are due before the next call. Empty: the study is over, see ``endings``."""
         if self._open:
@@ -129,6 +161,7 @@ class Study:
             ids = self._new_generation()
         self._open = self._batches(ids)
         self._rows += sum(len(batch.set_ids) for batch in self._open)
+        self.evaluations += sum(len(batch.set_ids) * batch.bar_count for batch in self._open)
         return self._open
 
     def tell(self, results: Sequence[Float64Array]) -> None:
@@ -325,6 +358,19 @@ class Study:
     def _values(self, set_id: int) -> dict[str, float]:
         losses = self._losses(set_id)
         return {goal.metric: float(goal.loss(losses[i])) for i, goal in enumerate(self._goals)}
+
+
+def check_search(spec: SweepSpec, bar_count: int) -> None:
+    """Raise ``SpecError`` where no set keeps the rules between parameters, or the first rung would be too short."""
+    if spec.search is None:
+        raise AssertionError("nothing to check without a search")
+    rung_bars(spec.search, bar_count)
+    rules = [one for one in spec.search.limits if not one.of_metrics]
+    for position, grid in enumerate(spec.grids):
+        space = Space(find(grid.strategy), grid.grid, rules)
+        if not space.fresh(np.random.default_rng(0), 1, lambda _: False)[1]:
+            value = [one.text for one in rules]
+            raise SpecError("search.constraints", value, f"rules that some set of grids[{position}] keeps")
 
 
 def rung_bars(search: Search, bar_count: int) -> tuple[int, ...]:

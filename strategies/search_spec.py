@@ -254,6 +254,8 @@ def check_names(search: Search, parameters: list[set[str]]) -> None:
         having = [wanted <= names for names in parameters]
         if not any(having) or (limit.of_metrics and not all(having)):
             raise SpecError(field, limit.text, "names that one strategy has (all strategies, beside a metric)")
+    if search.sets < len(parameters):
+        raise SpecError("search.sets", search.sets, f"at least one a grid, of which there are {len(parameters)}")
     if search.method == "cmaes" and search.generation_sets(len(parameters)) < POPULATION_MIN * len(parameters):
         rule = f"at least {POPULATION_MIN} a strategy, of which there are {len(parameters)}"
         raise SpecError("search.generation", search.generation, rule)
