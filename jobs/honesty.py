@@ -48,7 +48,8 @@ from strategies.overfit import (
     overfitting,
     probabilistic_sharpe,
 )
-from strategies.registry import get
+from strategies.portfolio import PortfolioResult
+from strategies.registry import find
 from strategies.segments import GROWTH, HONEST_COLUMNS, Pooled, Segments, complete_rows, pool
 from strategies.stability import Neighbourhood, neighbourhood
 from strategies.validation import (
@@ -64,6 +65,9 @@ from strategies.validation import (
     stitched,
     walk_forward_splits,
 )
+
+# The best set's backtest: the page needs its times, equity and costs, and its position where it has but one.
+AnyResult = Result | PortfolioResult
 
 # Bounds of the page: it is read by a browser.
 CURVE_POINTS_MAX: Final = 1_000
@@ -141,12 +145,12 @@ def study_of(
     sets: Sequence[tuple[str, Float64Array]], moments: Float64Array, cuts: Int64Array, per_year: float, seed: int
 ) -> Study:
     """The study of a sweep's ``parameter_sets()``; ``cuts`` as run.json keeps them, ``moments`` in order of set ids."""
-    groups = tuple(Group(name, tuple(parameter_table(get(name))), matrix) for name, matrix in sets)
+    groups = tuple(Group(name, tuple(parameter_table(find(name))), matrix) for name, matrix in sets)
     return Study(groups, moments, Segments(cuts), per_year, seed)
 
 
 def honesty_of(
-    study: Study, best: int, result: Result, equity_of: Callable[[int], Float64Array] | None = None
+    study: Study, best: int, result: AnyResult, equity_of: Callable[[int], Float64Array] | None = None
 ) -> tuple[dict[str, Float64Array], Honesty]:
     """Columns and page at once, where the best set (an id) and its result are known already."""
     columns = columns_of(study)
@@ -179,7 +183,7 @@ def page_of(
     study: Study,
     columns: dict[str, Float64Array],
     best: int,
-    result: Result,
+    result: AnyResult,
     equity_of: Callable[[int], Float64Array] | None = None,
 ) -> Honesty:
     """The content of honesty.json: JSON-ready, every number finite or None, some hundred kilobytes at most.
@@ -207,7 +211,7 @@ def page_of(
         "stability": _stability(study, columns, best),
         "verdicts": [],
     }
-    page["verdicts"] = verdicts_of(page, result.look_ahead)
+    page["verdicts"] = verdicts_of(page, result.look_ahead, isinstance(result, PortfolioResult))
     return page
 
 
@@ -407,7 +411,7 @@ def _overfitting(study: Study) -> Overfitting:
     }
 
 
-def _bootstrap(result: Result, study: Study) -> Bootstrap | None:
+def _bootstrap(result: AnyResult, study: Study) -> Bootstrap | None:
     returns = bar_returns(result.equity)
     if returns.size < BOOTSTRAP_RETURNS_MIN or not math.isfinite(study.per_year):
         return None
@@ -423,7 +427,9 @@ def _bootstrap(result: Result, study: Study) -> Bootstrap | None:
     }
 
 
-def _trade_order(result: Result, study: Study) -> TradeOrder | None:
+def _trade_order(result: AnyResult, study: Study) -> TradeOrder | None:
+    if isinstance(result, PortfolioResult):
+        return None  # its round trips overlap, so there is no order to change
     trades = trade_results(result.equity, result.position_units, result.spec.costs.initial_cash)
     if trades.size < 2:
         return None

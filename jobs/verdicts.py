@@ -15,8 +15,11 @@ TRADES_FEW: Final = 30
 CONFIDENT: Final = 0.95
 
 
-def verdicts_of(page: Honesty, look_ahead: bool) -> list[Verdict]:
-    """A sentence or two for each part of the page; a part that could not be computed gets the reason."""
+def verdicts_of(page: Honesty, look_ahead: bool, portfolio: bool = False) -> list[Verdict]:
+    """A sentence or two for each part of the page; a part that could not be computed gets the reason.
+
+    A portfolio's round trips overlap, so nothing is said of their order.
+    """
     found: list[Verdict] = []
     if look_ahead:
         sentence = "Fills use a close that was needed to decide them: none of these results can be had."
@@ -28,7 +31,10 @@ def verdicts_of(page: Honesty, look_ahead: bool) -> list[Verdict]:
     elif page["complete_sets"] < 2:
         sentence = "One parameter set was run to the end: nothing was chosen, so there is no choice to judge."
         found.append({"about": "plan", "level": UNKNOWN, "sentence": sentence})
-    for part in (_luck, _record, _held_out, _walk_forward, _paths, _overfitting, _stability, _trades, _bootstrap):
+    parts = (_luck, _record, _held_out, _walk_forward, _paths, _overfitting, _stability, _trades, _bootstrap)
+    for part in parts:
+        if portfolio and part is _trades:
+            continue
         verdict = part(page)
         if verdict is not None:
             found.append(verdict)

@@ -115,7 +115,7 @@ def mean_correlation(moments: Float64Array, rows: Int64Array) -> float:
         used += int(moved.sum())
     if used < 2 or segments < 3:
         return math.nan
-    return min(max((float(total @ total) - used) / (used * (used - 1.0)), 0.0), 1.0)
+    return min(max((float((total**2).sum()) - used) / (used * (used - 1.0)), 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,10 @@ class Overfitting:
         if x.size < 3 or np.ptp(x) == 0.0:
             return math.nan, math.nan, math.nan
         dx, dy = x - x.mean(), y - y.mean()
-        slope = float(dx @ dy / (dx @ dx))
-        fit = float((dx @ dy) ** 2 / ((dx @ dx) * (dy @ dy))) if dy @ dy > 0.0 else math.nan
+        # Sums, not dot products: those go to a library whose threads and rounding differ between machines.
+        both, across, along = (float(product.sum()) for product in (dx * dy, dx * dx, dy * dy))
+        slope = both / across
+        fit = both**2 / (across * along) if along > 0.0 else math.nan
         return float(y.mean() - slope * x.mean()), slope, fit
 
 

@@ -187,8 +187,8 @@ def rank_correlation(one: Float64Array, other: Float64Array) -> float:
     if both.sum() < 3:
         return np.nan
     a, b = _ranks(one[both]), _ranks(other[both])
-    spread = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / spread if spread > 0.0 else np.nan
+    spread = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / spread if spread > 0.0 else np.nan
 
 
 def _split(segments: Segments, train: Sequence[int], test: Sequence[int]) -> Split:
