@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from strategies import kernel, switches
 from strategies.base import RULES, SpecError, Strategy, full_matrix, full_vector, parameter_table
 from strategies.compiled import compiled, forget_stale, read_only
-from strategies.metrics import METRICS, MOMENTS, NS_PER_YEAR, metrics_of, moments_of
+from strategies.metrics import METRICS, MOMENTS, NS_PER_YEAR, metrics_of
 from strategies.model import Bars, Float64Array, Granularity, Int64Array
 from strategies.registry import STRATEGIES, get
 from strategies.spec import (
@@ -48,10 +48,12 @@ __all__ = [
     "parse_spec",
     "run",
     "run_block",
+    "tape_of",
     "targets_of",
     "warm",
 ]
 
+NS_PER_DAY: Final = 86_400 * 10**9
 # ``side`` is +1 bought, -1 sold; price after slippage and fee in quote units, quantity in base units (positive).
 FILL_DTYPE: Final = np.dtype(
     [("bar_index", np.int64), ("side", np.int8), ("price", np.float64), ("quantity", np.float64), ("fee", np.float64)]
@@ -125,7 +127,10 @@ def run(spec: BacktestSpec, bars: Bars) -> Result:
     strategy = get(spec.strategy)
     target = strategy.targets(read_only(spec.parameters().vector()), *series.prices_and_volume)
     trace = kernel.new_trace(len(bars))
-    outcome = _account(strategy, target, series, spec.costs, trace)
+    tape, tiers = _tape(series, spec.sizing), kernel.tiers_of(spec.costs)
+    conditions = kernel.conditions_of(spec.costs, spec.sizing, spec.rules().vector())
+    none = np.empty((0, len(MOMENTS)))
+    outcome = _account(strategy, target, tape, conditions, tiers, _checked_cuts(None, 0), none, trace)
     fills = np.empty(outcome.fills, dtype=FILL_DTYPE)
     columns = (trace.fill_bar, trace.fill_side, trace.fill_price, trace.fill_quantity, trace.fill_fee)
     for name, column in zip(FILL_DTYPE.names or (), columns, strict=True):
@@ -154,14 +159,16 @@ def evaluate(
     series = _series(bars)
     borders = _checked_cuts(cuts, len(bars))
     own = rows[:, : rows.shape[1] - len(RULES)]
-    trace = kernel.new_trace(len(bars) if borders.size else 0)
+    sizing = sizing or Sizing()
+    tape, tiers = _tape(series, sizing), kernel.tiers_of(costs)
+    trace = kernel.new_trace(0)
     metrics = np.empty((len(rows), len(METRICS)))
     moments = np.empty((len(rows), max(borders.size - 1, 0), len(MOMENTS)))
     for position in _left_by_switches(chosen, rows, series, costs, sizing, borders, Evaluation(metrics, moments)):
         target = chosen.targets(read_only(own[position]), *series.prices_and_volume)
-        metrics[position] = metrics_of(_account(chosen, target, series, costs, trace).tallies, series.years)
-        if borders.size:
-            moments_of(read_only(trace.equity), borders, costs.initial_cash, moments[position])
+        conditions = kernel.conditions_of(costs, sizing, rows[position, own.shape[1] :])
+        outcome = _account(chosen, target, tape, conditions, tiers, borders, moments[position], trace)
+        metrics[position] = metrics_of(outcome.tallies, series.years)
     return Evaluation(metrics, moments)
 
 
@@ -195,15 +202,16 @@ def _left_by_switches(
     rows: Float64Array,
     series: _Series,
     costs: Costs,
-    sizing: Sizing | None,
+    sizing: Sizing,
     cuts: Int64Array,
     results: Evaluation,
 ) -> list[int]:
     """Fill ``results`` for the rows that can be paid for by the change of target; the others, for the general loop."""
     own, rules = rows[:, : -len(RULES)], rows[:, -len(RULES) :]
     plain = np.zeros(len(rows), dtype=np.bool_)
-    if switches.applies(strategy) and (costs.zero_volume == "fills" or series.prices_and_volume[4].all()):
-        plain = np.array([_is_plain(costs, sizing, row) for row in rules], dtype=np.bool_)
+    if switches.applies(strategy):
+        trades = bool(series.prices_and_volume[4].all())
+        plain = np.array([kernel.plain(costs, sizing, row, trades) for row in rules], dtype=np.bool_)
     if plain.any():
         terms = kernel.Terms(costs.fee_bps / 1e4, costs.slippage_bps / 1e4, costs.look_ahead, costs.initial_cash)
         chosen = np.ascontiguousarray(own[plain])
@@ -219,19 +227,33 @@ class _Series(NamedTuple):
 
     prices_and_volume: tuple[Float64Array, Float64Array, Float64Array, Float64Array, Float64Array]
     years: float
+    ts_ns: Int64Array
 
 
-def _is_plain(costs: Costs, sizing: Sizing | None, rules: Float64Array) -> bool:
-    defaults = [info.default for info in RULES]
-    return costs.plain and (sizing is None or sizing == Sizing()) and rules.tolist() == defaults
+def tape_of(bars: Bars, sizing: Sizing) -> kernel.Tape:
+    """``bars`` as the kernel takes them, with what ``sizing`` needs; raises ``BarsError``."""
+    return _tape(_series(bars), sizing)
+
+
+def _tape(series: _Series, sizing: Sizing) -> kernel.Tape:
+    close, volume = series.prices_and_volume[3:]
+    days = read_only((series.ts_ns - series.ts_ns[0]) / NS_PER_DAY)
+    measured = sizing.kind == "volatility"
+    volatility = kernel.volatility_of(close, days, sizing.window) if measured else np.empty(0)
+    return kernel.Tape(*series.prices_and_volume, days, read_only(volatility), bool(not volume.all()))
 
 
 def _account(
-    strategy: Strategy, target: Float64Array, series: _Series, costs: Costs, trace: kernel.Trace
+    strategy: Strategy,
+    target: Float64Array,
+    tape: kernel.Tape,
+    conditions: kernel.Conditions,
+    tiers: Float64Array,
+    cuts: Int64Array,
+    moments: Float64Array,
+    trace: kernel.Trace,
 ) -> kernel.Outcome:
-    open_, _, _, close, _ = series.prices_and_volume
-    terms = kernel.Terms(costs.fee_bps / 1e4, costs.slippage_bps / 1e4, costs.look_ahead, costs.initial_cash)
-    outcome = kernel.account(target, open_, close, terms, trace)
+    outcome = kernel.simulate(target, tape, conditions, tiers, cuts, moments, trace)
     if outcome.fault == kernel.TARGET_OUT_OF_RANGE:
         raise AccountingError(strategy.name, outcome.fault_bar, "a target lies outside -1 … 1")
     if outcome.fault == kernel.EQUITY_OVERFLOW:
@@ -263,7 +285,7 @@ def _series(bars: Bars) -> _Series:
         raise BarsError("ts_ns", late, int(bars.ts_ns[late]), "later than the bar before")
     years = (int(bars.ts_ns[-1]) - int(bars.ts_ns[0])) / NS_PER_YEAR
     views = [read_only(array) for array in named.values()]
-    return _Series((views[0], views[1], views[2], views[3], views[4]), years)
+    return _Series((views[0], views[1], views[2], views[3], views[4]), years, read_only(bars.ts_ns))
 
 
 @compiled

@@ -37,9 +37,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from strategies.compiled import compiled
-from strategies.kernel import EQUITY_OVERFLOW, OK, TARGET_OUT_OF_RANGE, Book, Course, Outcome, end_trade
-from strategies.kernel import _observe as observe
-from strategies.kernel import _tally as tally
+from strategies.course import Course, observe, tally
+from strategies.kernel import EQUITY_OVERFLOW, OK, TARGET_OUT_OF_RANGE, Book, Outcome, end_trade
 from strategies.metrics import EQUAL_WITHIN
 from strategies.model import Float64Array, Int64Array
 
