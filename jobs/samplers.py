@@ -213,7 +213,7 @@ class TpeSampler:
             self._open.append((trial, key))
             points.append(point)
             keys.append(key)
-        return np.array(points).reshape(-1, len(self._space.dimensions)), keys
+        return np.array(points).reshape(len(points), len(self._space.dimensions)), keys
 
     def learn(self) -> None:
         """Tell Optuna the results, in the order asked."""
@@ -300,8 +300,8 @@ class CmaEsSampler:
             taken.append(self._queue.pop(0))
         for member in taken:
             self._archive.expect(self._members[member][2])
-        points = np.array([self._members[member][1] for member in taken]).reshape(-1, len(self._space.dimensions))
-        return points, [self._members[member][2] for member in taken]
+        points = np.array([self._members[member][1] for member in taken])
+        return points.reshape(len(taken), len(self._space.dimensions)), [self._members[member][2] for member in taken]
 
     def learn(self) -> None:
         """Tell the population where all its results are in."""

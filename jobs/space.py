@@ -158,7 +158,7 @@ class Space:
         if len(found) < count and self.size <= ENUMERATED_MAX:
             points = self._every_point()
             found += self._take(points[random.permutation(len(points))], count - len(found), known, keys)
-        return np.array(found).reshape(-1, len(self.dimensions)), list(keys)
+        return np.array(found).reshape(len(found), len(self.dimensions)), list(keys)
 
     def _take(
         self, points: Float64Array, count: int, known: Callable[[bytes], bool], keys: dict[bytes, None]
