@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies import kernel, switches
-from strategies.base import RULES, SpecError, Strategy, full_matrix, full_vector, parameter_table
+from strategies.base import RULES, AnyStrategy, SpecError, Strategy, full_matrix, full_vector, parameter_table
 from strategies.compiled import compiled, forget_stale, read_only
 from strategies.metrics import METRICS, MOMENTS, NS_PER_YEAR, metrics_of
 from strategies.model import Bars, Float64Array, Granularity, Int64Array
 from strategies.registry import STRATEGIES, get
+from strategies.resample import carried, known_at, resample
 from strategies.spec import (
     BacktestSpec,
     Costs,
@@ -125,12 +126,12 @@ def run(spec: BacktestSpec, bars: Bars) -> Result:
     _check_belongs(spec, bars)
     series = _series(bars)
     strategy = get(spec.strategy)
-    target = strategy.targets(read_only(spec.parameters().vector()), *series.prices_and_volume)
+    target = _target(strategy, spec.parameters().vector(), _deciding(bars, series, spec.decide_on))
     trace = kernel.new_trace(len(bars))
     tape, tiers = _tape(series, spec.sizing), kernel.tiers_of(spec.costs)
     conditions = kernel.conditions_of(spec.costs, spec.sizing, spec.rules().vector())
     none = np.empty((0, len(MOMENTS)))
-    outcome = _account(strategy, target, tape, conditions, tiers, _checked_cuts(None, 0), none, trace)
+    outcome = _account(strategy, target, tape, conditions, tiers, checked_cuts(None, 0), none, trace)
     fills = np.empty(outcome.fills, dtype=FILL_DTYPE)
     columns = (trace.fill_bar, trace.fill_side, trace.fill_price, trace.fill_quantity, trace.fill_fee)
     for name, column in zip(FILL_DTYPE.names or (), columns, strict=True):
@@ -147,25 +148,31 @@ def evaluate(
     costs: Costs,
     sizing: Sizing | None = None,
     cuts: Int64Array | None = None,
+    decide_on: Granularity | None = None,
 ) -> Evaluation:
     """Run the rows of ``matrix`` float64[m, k + 6] (as ``parameter_table``) on ``bars`` (n >= 1); nothing else is kept.
 
     float64[m, k] is taken as well: every rule is at its default then. ``cuts`` int64[S + 1] begins with 0, rises and
     ends with n: segment s is the bars from ``cuts[s]`` to before ``cuts[s + 1]``; without them S is 0.
+    With ``decide_on`` the strategy sees finished bars of that length only (resample.py); the rest stays on ``bars``.
     Raises ``UnknownStrategy``, ``SpecError`` naming the row and parameter, ``BarsError`` or ``AccountingError``.
     """
     chosen = get(strategy) if isinstance(strategy, str) else strategy
-    rows = _checked_matrix(chosen, matrix)
+    rows = checked_matrix(chosen, matrix)
     series = _series(bars)
-    borders = _checked_cuts(cuts, len(bars))
+    borders = checked_cuts(cuts, len(bars))
     own = rows[:, : rows.shape[1] - len(RULES)]
     sizing = sizing or Sizing()
     tape, tiers = _tape(series, sizing), kernel.tiers_of(costs)
     trace = kernel.new_trace(0)
     metrics = np.empty((len(rows), len(METRICS)))
     moments = np.empty((len(rows), max(borders.size - 1, 0), len(MOMENTS)))
-    for position in _left_by_switches(chosen, rows, series, costs, sizing, borders, Evaluation(metrics, moments)):
-        target = chosen.targets(read_only(own[position]), *series.prices_and_volume)
+    deciding = _deciding(bars, series, decide_on)
+    left = list(range(len(rows)))
+    if deciding.known is None:
+        left = _left_by_switches(chosen, rows, series, costs, sizing, borders, Evaluation(metrics, moments))
+    for position in left:
+        target = _target(chosen, own[position], deciding)
         conditions = kernel.conditions_of(costs, sizing, rows[position, own.shape[1] :])
         outcome = _account(chosen, target, tape, conditions, tiers, borders, moments[position], trace)
         metrics[position] = metrics_of(outcome.tallies, series.years)
@@ -181,7 +188,7 @@ def run_block(
 
 def targets_of(strategy: Strategy, vector: Float64Array, bars: Bars) -> Float64Array:
     """The strategy's targets float64[n] on ``bars``, without accounts; raises as ``run_block`` does."""
-    rows = _checked_matrix(strategy, np.asarray(vector, dtype=np.float64)[np.newaxis])
+    rows = checked_matrix(strategy, np.asarray(vector, dtype=np.float64)[np.newaxis])
     return strategy.targets(read_only(rows[0, : -len(RULES)]), *_series(bars).prices_and_volume)
 
 
@@ -241,6 +248,26 @@ def _tape(series: _Series, sizing: Sizing) -> kernel.Tape:
     measured = sizing.kind == "volatility"
     volatility = kernel.volatility_of(close, days, sizing.window) if measured else np.empty(0)
     return kernel.Tape(*series.prices_and_volume, days, read_only(volatility), bool(not volume.all()))
+
+
+class _Deciding(NamedTuple):
+    """The bars a strategy sees, and which of them is known on each bar of the accounts (None: it is the same one)."""
+
+    columns: tuple[Float64Array, ...]
+    known: Int64Array | None
+
+
+def _deciding(bars: Bars, series: _Series, decide_on: Granularity | None) -> _Deciding:
+    if decide_on is None or decide_on == bars.granularity:
+        return _Deciding(series.prices_and_volume, None)
+    coarse = resample(bars, decide_on)
+    columns = (coarse.open, coarse.high, coarse.low, coarse.close, coarse.volume)
+    return _Deciding(tuple(read_only(column) for column in columns), known_at(coarse, bars))
+
+
+def _target(strategy: Strategy, vector: Float64Array, deciding: _Deciding) -> Float64Array:
+    target = strategy.targets(read_only(vector), *deciding.columns)
+    return target if deciding.known is None else carried(target, deciding.known)
 
 
 def _account(
@@ -313,7 +340,8 @@ def _first_not_later(ts_ns: Int64Array) -> int:
     return -1
 
 
-def _checked_matrix(strategy: Strategy, matrix: Float64Array) -> Float64Array:
+def checked_matrix(strategy: AnyStrategy, matrix: Float64Array) -> Float64Array:
+    """``matrix`` with a column for every parameter and rule, read-only; raises ``SpecError`` naming the row."""
     table = parameter_table(strategy)
     values = np.asarray(matrix)
     if values.ndim == 2 and values.dtype == np.float64 and values.shape[1] == len(table) - len(RULES):
@@ -336,7 +364,8 @@ def _checked_matrix(strategy: Strategy, matrix: Float64Array) -> Float64Array:
     return read_only(values)
 
 
-def _checked_cuts(cuts: Int64Array | None, length: int) -> Int64Array:
+def checked_cuts(cuts: Int64Array | None, length: int) -> Int64Array:
+    """The borders of segments of ``length`` bars, empty for None; raises ``SpecError``."""
     if cuts is None:
         return read_only(np.empty(0, dtype=np.int64))
     values = np.asarray(cuts)

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from strategies.model import Bars, Float64Array, Granularity, Int64Array
+from strategies.resample import require_multiple, resample
 
 PRODUCTS_MAX: Final = 1_000
 _PRICES: Final = ("open", "high", "low", "close")
@@ -81,13 +82,32 @@ def panel_of(series: Sequence[Bars]) -> Panel:
     _require_one_account(series)
     for bars in series:
         _require_usable(bars)
+    return _joined(tuple(bars.product_id for bars in series), series[0].granularity, series)
+
+
+def _joined(product_ids: tuple[str, ...], granularity: Granularity, series: Sequence[Bars]) -> Panel:
     ts_ns = np.unique(np.concatenate([bars.ts_ns for bars in series]))
     arrays = [np.full((len(series), ts_ns.size), np.nan, order="F") for _ in _VALUES]
     for row, bars in enumerate(series):
         at = np.searchsorted(ts_ns, bars.ts_ns)
         for name, array in zip(_VALUES, arrays, strict=True):
             array[row, at] = getattr(bars, name)
-    return Panel(tuple(bars.product_id for bars in series), series[0].granularity, ts_ns, *arrays)
+    return Panel(product_ids, granularity, ts_ns, *arrays)
+
+
+def resampled(panel: Panel, granularity: Granularity) -> Panel:
+    """The panel at a coarser granularity, each product by ``resample.resample``; raises ``ResampleError``.
+
+    Whether a bucket has ended is told by the panel's last time, not by each product's own last bar: a product that is
+    not traded in a bucket's last minutes has that bar all the same.
+    """
+    require_multiple(panel.granularity, granularity)
+    end_ns = int(panel.ts_ns[-1]) + panel.granularity.ns if len(panel) else 0
+    series = []
+    for product_id in panel.product_ids:
+        coarse = resample(panel.bars(product_id), granularity, unfinished=True)
+        series.append(coarse.between(0, int(np.searchsorted(coarse.ts_ns + granularity.ns, end_ns, side="right"))))
+    return _joined(panel.product_ids, granularity, series)
 
 
 def quote_currency(product_id: str) -> str:

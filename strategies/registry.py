@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from strategies.base import AnyStrategy, SpecError, Strategy
@@ -26,11 +27,12 @@ CROSS_SECTIONS: Final[dict[str, CrossSection]] = {strategy.name: strategy for st
 class UnknownStrategy(SpecError):
     """No strategy has this name; the message lists those there are."""
 
-    def __init__(self, name: object) -> None:
-        super().__init__("strategy", name, f"one of {', '.join((*STRATEGIES, *CROSS_SECTIONS))}")
+    def __init__(self, name: object, known: Iterable[str] = STRATEGIES) -> None:
+        super().__init__("strategy", name, f"one of {', '.join(known)}")
+        self.known = tuple(known)
 
     def __reduce__(self) -> tuple[type[SpecError], tuple[str, object, str]]:
-        return UnknownStrategy, (self.value,)  # type: ignore[return-value]
+        return UnknownStrategy, (self.value, self.known)  # type: ignore[return-value]
 
 
 def get(name: str) -> Strategy:
@@ -47,4 +49,9 @@ def get(name: str) -> Strategy:
 
 def find(name: str) -> AnyStrategy:
     """The strategy called ``name``, for one product or over several; raises ``UnknownStrategy``."""
-    return CROSS_SECTIONS[name] if isinstance(name, str) and name in CROSS_SECTIONS else get(name)
+    if isinstance(name, str) and name in CROSS_SECTIONS:
+        return CROSS_SECTIONS[name]
+    try:
+        return get(name)
+    except UnknownStrategy:
+        raise UnknownStrategy(name, (*STRATEGIES, *CROSS_SECTIONS)) from None

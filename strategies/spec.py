@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Annotated, Final, Literal, Self
 
@@ -22,17 +23,20 @@ from pydantic import (
 
 from strategies.base import (
     RULE_NAMES,
+    AnyStrategy,
     ParameterInfo,
     Params,
     Rules,
     SpecError,
-    Strategy,
     full_vector,
     parameter_table,
 )
+from strategies.cross_section import CrossSection
 from strategies.metrics import METRICS
 from strategies.model import Float64Array, Granularity
-from strategies.registry import get
+from strategies.panel import PRODUCTS_MAX, quote_currency
+from strategies.registry import CROSS_SECTIONS, STRATEGIES, find
+from strategies.resample import ResampleError, require_multiple
 from strategies.search_spec import Continuous, Search, check_names
 from strategies.segments import HONEST_COLUMNS
 
@@ -204,12 +208,43 @@ class Sizing(_Spec):
 
 
 class _Period(_Spec):
-    """Which bars: a product, a bar length and a stretch of time (None: as far as there are bars)."""
+    """Which bars: a product, a bar length and a stretch of time (None: as far as there are bars).
+
+    ``product_ids`` are those of a strategy over several products, which share one cash; ``product_id`` is then the
+    first of them. With ``decide_on`` the strategy sees only finished bars of that length, made of the others; orders,
+    fills and equity stay on bars of ``granularity``.
+    """
 
     product_id: ProductId
+    product_ids: Annotated[tuple[ProductId, ...], Field(max_length=PRODUCTS_MAX)] = ()
     granularity: Granularity
+    decide_on: Granularity | None = None
     start: Instant = None
     end: Instant = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_product(cls, data: object) -> object:
+        if isinstance(data, dict) and "product_id" not in data and isinstance(data.get("product_ids"), list | tuple):
+            return data | {"product_id": data["product_ids"][0]} if data["product_ids"] else data
+        return data
+
+    @model_validator(mode="after")
+    def _products_fit_together(self) -> Self:
+        for position, product_id in enumerate(self.product_ids):
+            if product_id in self.product_ids[:position]:
+                raise SpecError(f"product_ids[{position}]", product_id, "each product once")
+            if quote_currency(product_id) != quote_currency(self.product_ids[0]):
+                rule = f"the quote currency of {self.product_ids[0]}: one cash pays for all"
+                raise SpecError(f"product_ids[{position}]", product_id, rule)
+        if self.product_ids and self.product_id != self.product_ids[0]:
+            raise SpecError("product_id", self.product_id, f"the first of product_ids, {self.product_ids[0]}")
+        if self.decide_on is not None:
+            try:
+                require_multiple(self.granularity, self.decide_on)
+            except ResampleError as error:
+                raise SpecError("decide_on", error.value, error.rule) from None
+        return self
 
     @property
     def start_ns(self) -> int | None:
@@ -239,18 +274,21 @@ class BacktestSpec(_Period):
 
     @model_validator(mode="after")
     def _parameters_exist_and_fit(self) -> Self:
-        strategy = get(self.strategy)
+        strategy = find(self.strategy)
         for name, value in self.params.items():
             _parameter(strategy, name, f"params.{name}").check(value, f"params.{name}")
         try:
             strategy.params(**self._own())
         except ValidationError as error:
             raise spec_error(error).under("params") from None
+        _check_products(self.product_ids, strategy, "strategy", lambda name: self.params.get(name, 0.0))
+        if self.product_ids:
+            require_portfolio_costs(self.costs, self.sizing)
         return self
 
     def parameters(self) -> Params:
         """All parameters of the strategy, defaults filled in."""
-        return get(self.strategy).params(**self._own())
+        return find(self.strategy).params(**self._own())
 
     def rules(self) -> Rules:
         """All rules, defaults filled in."""
@@ -316,7 +354,7 @@ class StrategyGrid(_Spec):
 
     @model_validator(mode="after")
     def _axes_exist_and_fit(self) -> Self:
-        strategy = get(self.strategy)
+        strategy = find(self.strategy)
         if not self.grid:
             raise SpecError("grid", self.grid, "at least one parameter with its values")
         for name, axis in self.grid.items():
@@ -335,18 +373,25 @@ class StrategyGrid(_Spec):
 
         Columns are as in ``parameter_table``, rules last; the last one in that order varies fastest.
         """
-        strategy = get(self.strategy)
+        strategy = find(self.strategy)
         columns = [self._values(info) for info in parameter_table(strategy)]
         full = np.stack([column.ravel() for column in np.meshgrid(*columns, indexing="ij")], axis=1)
         kept = full[strategy.params.keeps_order(full)]
         return np.ascontiguousarray(kept), len(full) - len(kept)
+
+    def highest(self, name: str) -> float:
+        """The largest value that the grid asks for a parameter; 0 where it does not name it."""
+        axis = self.grid.get(name, (0.0,))
+        if isinstance(axis, Continuous):
+            return axis.high
+        return axis.stop if isinstance(axis, Range) else max(axis)
 
     def check_space(self, field: str) -> None:
         """Raise ``SpecError`` where a search could find no set that keeps the strategy's rules, or an axis is too long.
 
         Each parameter takes the least value above those it must exceed: where that fails, everything does.
         """
-        strategy = get(self.strategy)
+        strategy = find(self.strategy)
         axes = {info.name: self.grid.get(info.name, (info.default,)) for info in parameter_table(strategy)}
         for name, axis in axes.items():
             if isinstance(axis, Range) and axis.count() > LEVELS_MAX:
@@ -390,6 +435,10 @@ class SweepSpec(_Period):
             raise SpecError("sort_by", self.sort_by, f"one of {', '.join((*METRICS, *HONEST_COLUMNS))}")
         if not self.grids:
             raise SpecError("grids", [], "at least one grid")
+        for position, grid in enumerate(self.grids):
+            _check_products(self.product_ids, find(grid.strategy), f"grids[{position}].strategy", grid.highest)
+        if self.product_ids:
+            require_portfolio_costs(self.costs, self.sizing)
         if self.search is not None:
             self._check_search(self.search)
             return self
@@ -405,7 +454,7 @@ class SweepSpec(_Period):
             raise SpecError("grids", self.count(), f"at most max_sets = {self.max_sets} parameter sets")
         for position, grid in enumerate(self.grids):
             if not len(grid.combinations()[0]):
-                rules = " and ".join(f"{lesser} < {greater}" for lesser, greater in get(grid.strategy).params.BELOW)
+                rules = " and ".join(f"{lesser} < {greater}" for lesser, greater in find(grid.strategy).params.BELOW)
                 raise SpecError(f"grids[{position}].grid", grid.grid, f"a combination with {rules}")
         return self
 
@@ -413,7 +462,7 @@ class SweepSpec(_Period):
         """Raise ``SpecError`` where the search does not fit the grids, none of which is expanded."""
         if search.sets > self.max_sets:
             raise SpecError("search.sets", search.sets, f"at most max_sets = {self.max_sets}")
-        check_names(search, [{info.name for info in parameter_table(get(grid.strategy))} for grid in self.grids])
+        check_names(search, [{info.name for info in parameter_table(find(grid.strategy))} for grid in self.grids])
         for position, grid in enumerate(self.grids):
             grid.check_space(f"grids[{position}].grid")
 
@@ -430,7 +479,7 @@ class SweepSpec(_Period):
     def parameter_sets(self) -> list[tuple[str, Float64Array]]:
         """(strategy name, float64[m, k]) for each grid, in the order of the specification; m = 0 before a search."""
         if self.search is not None:
-            return [(grid.strategy, np.empty((0, len(parameter_table(get(grid.strategy)))))) for grid in self.grids]
+            return [(grid.strategy, np.empty((0, len(parameter_table(find(grid.strategy)))))) for grid in self.grids]
         return [(grid.strategy, grid.combinations()[0]) for grid in self.grids]
 
 
@@ -468,7 +517,40 @@ def spec_error(error: ValidationError) -> SpecError:
     return SpecError(path or "spec", value, rule)
 
 
-def _parameter(strategy: Strategy, name: str, field: str) -> ParameterInfo:
+# What portfolio_kernel.py knows of ``Costs``; the others would be passed over in silence.
+_PORTFOLIO_COSTS: Final = frozenset(
+    {"fee_bps", "slippage_bps", "spread_bps", "fill", "initial_cash", "zero_volume", *_MEANS_NOTHING_WITHOUT_RULES}
+)
+
+
+def require_portfolio_costs(costs: Costs, sizing: Sizing) -> None:
+    """Raise ``SpecError`` where something is asked for that a backtest of several products does not know."""
+    for name, value in costs:
+        if name not in _PORTFOLIO_COSTS and value != getattr(_NO_COSTS, name):
+            raise SpecError(f"costs.{name}", value, f"{getattr(_NO_COSTS, name)!r} for several products")
+    for name, value in sizing:
+        if value != getattr(Sizing(), name):
+            raise SpecError(f"sizing.{name}", value, f"{getattr(Sizing(), name)!r} for several products")
+
+
+def _check_products(
+    product_ids: tuple[str, ...], strategy: AnyStrategy, field: str, highest: Callable[[str], float]
+) -> None:
+    """Raise ``SpecError`` unless the strategy is for as many products as there are."""
+    if not isinstance(strategy, CrossSection):
+        if product_ids:
+            raise SpecError(field, strategy.name, f"one over several products: {', '.join(CROSS_SECTIONS)}")
+        return
+    if not product_ids:
+        raise SpecError(field, strategy.name, f"one for one product: {', '.join(STRATEGIES)} (or give product_ids)")
+    strategy.check_products(len(product_ids))
+    for name in strategy.counts:
+        if highest(name) > len(product_ids):
+            rule = f"at most {len(product_ids)}, the products there are"
+            raise SpecError(f"{field.removesuffix('strategy')}{name}", highest(name), rule)
+
+
+def _parameter(strategy: AnyStrategy, name: str, field: str) -> ParameterInfo:
     for info in parameter_table(strategy):
         if info.name == name:
             return info
