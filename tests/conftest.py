@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-TIERS = ("unit", "properties", "simulation", "contract", "kubernetes", "integration", "system", "faults")
+TIERS = ("unit", "properties", "simulation", "contract", "kubernetes", "peers", "integration", "system", "faults")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
