@@ -29,10 +29,13 @@ BLOCKS_PER_WORKER: Final = 3
 # A block that is lost with its worker is computed again, and the progress is told block by block.
 BLOCK_SECONDS_MAX: Final = 4.0
 BLOCK_SECONDS_MIN: Final = 0.25
+BLOCKS_MAX: Final = 5_000
 # What a trial costs the driver, whose loop handles one after the other: measured, bench_distributed prints it.
 TRIAL_COST_S: Final = 0.02
 # With many workers the driver would be the limit, so blocks are longer: it is to be busy for at most this part.
 DRIVER_SHARE_MAX: Final = 0.5
+# Tables that a block's sets share cost the same for few sets as for many: they may be this part of a block.
+FIXED_SHARE_MAX: Final = 0.05
 # A cut may move by so much to where an early parameter changes, which is where the fewest tables are shared.
 SHORTER: Final = 0.6
 LONGER: Final = 1.3
@@ -136,14 +139,25 @@ class GridPlan:
     def _size(self, grid: _Grid) -> int:
         if grid.set_cost_s is None:
             return PROBE_SETS
-        wanted = block_seconds(self.left_s, self.workers) / max(grid.set_cost_s, 1e-9)
+        if not grid.split:
+            # One block tells nothing of what its sets share: without a second, larger one all would stay as small.
+            return GROWTH_MAX * grid.largest
+        seconds = block_seconds(self.left_s, self.workers, grid.fixed_s)
+        wanted = max(seconds - grid.fixed_s, 0.0) / max(grid.further_set_s, 1e-9)
         return max(1, int(min(wanted, GROWTH_MAX * grid.largest)))
 
 
-def block_seconds(left_s: float, workers: int) -> float:
-    """How long the next block should take, where ``left_s`` seconds of work are left for ``workers`` workers."""
-    least_s = max(BLOCK_SECONDS_MIN, workers * TRIAL_COST_S / DRIVER_SHARE_MAX)
-    most_s = max(BLOCK_SECONDS_MAX, 4 * least_s)
+def block_seconds(left_s: float, workers: int, fixed_s: float = 0.0) -> float:
+    """How long the next block should take, where ``left_s`` seconds of work are left for ``workers`` workers.
+
+    ``fixed_s`` of it are paid for any number of sets.
+    """
+    for_driver_s = max(BLOCK_SECONDS_MIN, workers * TRIAL_COST_S / DRIVER_SHARE_MAX)
+    for_tables_s = fixed_s / FIXED_SHARE_MAX
+    # Each block is a file; and a worker that is four times slower than the others should not have one of hours.
+    most_s = max(BLOCK_SECONDS_MAX, 2 * for_driver_s, for_tables_s, left_s / BLOCKS_MAX)
+    # Sharing tables is not worth a worker without a block, unless its block would be mostly tables.
+    least_s = max(for_driver_s, 3 * fixed_s, min(for_tables_s, left_s / workers))
     return min(most_s, max(least_s, left_s / (BLOCKS_PER_WORKER * workers)))
 
 
@@ -167,6 +181,9 @@ class _Grid:
     levels: NDArray[np.int8]
     set_cost_s: float | None = None
     largest: int = 0
+    fixed_s: float = 0.0
+    split: bool = False
+    _smallest: tuple[int, float] | None = None
     _gaps: list[tuple[int, int]] = field(default_factory=list)
     left: int = 0
 
@@ -195,7 +212,22 @@ class _Grid:
         # The cost of a set falls with the size of its block; a small block says little about a large one.
         if size * 2 >= self.largest:
             self.set_cost_s = seconds / size
+            self._split(size, seconds)
         self.largest = max(self.largest, size)
+
+    @property
+    def further_set_s(self) -> float:
+        """What one more set costs a block."""
+        return max((self.set_cost_s or 0.0) - self.fixed_s / max(self.largest, 1), 0.0)
+
+    def _split(self, size: int, seconds: float) -> None:
+        """What of a block's seconds is paid for any number of sets: a line through a small block and a large one."""
+        if self._smallest is None or size < self._smallest[0]:
+            self._smallest = (size, seconds)
+        few, few_s = self._smallest
+        if size >= 2 * few:
+            self.split = True
+            self.fixed_s = min(max(0.0, few_s - few * (seconds - few_s) / (size - few)), few_s)
 
     def remove(self, start: int, stop: int) -> None:
         """The sets from ``start`` to ``stop`` are done."""

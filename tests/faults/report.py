@@ -9,7 +9,7 @@ from typing import Any, Final
 
 FAULT: Final = "fault"
 """The name under which a test hands over its figures (pytest's user properties)."""
-NUMBERS: Final = ("1", "2", *(str(number) for number in range(10, 26) if number != 24))
+NUMBERS: Final = ("1", "2", *(str(number) for number in range(7, 26) if number != 24))
 
 _COUNTS: Final = ("acknowledged", "stored", "lost", "duplicated")
 _SERVICE: Final = {

@@ -83,6 +83,12 @@ def test_a_table_that_sets_share_makes_blocks_larger_as_it_is_seen_to_be_shared(
     assert len(sizes) <= 25
 
 
+def test_tables_that_cost_much_make_blocks_long_enough_to_share_them() -> None:
+    """A plan that had measured one small block only cut all others as small: seconds of tables for each."""
+    done = drive(GridPlan(sets_of([20_000]), workers=16), lambda block: 5.0 + 0.1 * _size(block))
+    assert sum(seconds for _, seconds in done) < 1.3 * 0.1 * 20_000
+
+
 def test_the_last_blocks_are_short_so_that_nobody_waits_long() -> None:
     done = drive(GridPlan(sets_of([40_000]), workers=4), lambda block: 1e-2 * _size(block))
     last = [seconds for block, seconds in sorted(done, key=lambda entry: entry[0].start)[-4:]]

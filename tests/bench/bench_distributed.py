@@ -1,0 +1,153 @@
+"""What a sweep on Ray costs beside its kernel: one worker and two, in one run, as JSON.
+
+    python -m tests.bench.bench_distributed [--quick | --bars N --seconds S]
+
+The same sets are first computed by the bare kernel in one process, in one call a grid: ``bare_cpu_s``. Then a Ray head
+with one CPU, and one with two, runs the sweep as users do (``python -m jobs.sweep``), and the processor seconds of
+driver and workers are read from the kernel's books, so that what else the machine does counts as little as it can.
+``overhead_cpu`` is their sum over the bare kernel's, less 1; ``overhead_wall`` is the wall time of the sweep times its
+workers over ``bare_wall_s``, less 1, and needs a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+
+from cluster.market_data import SIMULATED, BarStore
+from cluster.runs import RunFolder, prepare_run
+from strategies.backtest import SweepSpec, evaluate, parse_spec, warm
+from strategies.model import Bars, Granularity
+from tests.ray_head import RayHead, ray_head
+from tests.run_samples import wavy_bars
+
+SEED: Final = 7
+WORKER: Final = "ray::ImplicitFunc"
+POLL_S: Final = 0.1
+FAST: Final = {"start": 5, "stop": 104, "step": 1}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few seconds of work: for the tests")
+    parser.add_argument("--bars", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=60.0, help="about so long the bare kernel runs")
+    options = parser.parse_args(arguments)
+    bars_count, seconds = (20_000, 2.0) if options.quick else (options.bars, options.seconds)
+    warm()
+    with tempfile.TemporaryDirectory(prefix="tt-bench-") as name:
+        folder = Path(name)
+        store = BarStore(folder / "bars")
+        bars = wavy_bars(bars_count, SEED, Granularity.ONE_MINUTE)
+        store.write(bars, source=SIMULATED)
+        spec = spec_of_seconds(bars, seconds)
+        bare = bare_kernel(spec, bars)
+        report: dict[str, Any] = {
+            "bench": "distributed",
+            "machine": f"{platform.machine()} {platform.system()} Python {platform.python_version()}",
+            "cores": os.cpu_count(),
+            "load_average": round(os.getloadavg()[0], 1),
+            "bars": bars_count,
+            "sets": sum(len(matrix) for _, matrix in spec.parameter_sets()),
+            "seed": SEED,
+            **bare,
+            "workers": {},
+        }
+        for workers in (1, 2):
+            with ray_head(num_cpus=workers) as head:
+                run = prepare_run(folder / "runs", store, spec, f"workers-{workers}")
+                figures = distributed(head, run, store)
+            figures["overhead_cpu"] = round(figures["cpu_s"] / bare["bare_cpu_s"] - 1, 3)
+            figures["overhead_wall"] = round(figures["wall_s"] * workers / bare["bare_wall_s"] - 1, 3)
+            report["workers"][workers] = figures
+        first, second = (RunFolder(folder / "runs" / f"workers-{count}") for count in (1, 2))
+        report["tables_are_equal"] = first.results_file.read_bytes() == second.results_file.read_bytes()
+        report["two_workers_are_faster_by"] = round(
+            report["workers"][1]["timings_s"]["computing"] / report["workers"][2]["timings_s"]["computing"], 2
+        )
+    print(json.dumps(report, indent=2))
+
+
+def spec_of_seconds(bars: Bars, seconds: float) -> SweepSpec:
+    """A grid of SMA crosses over these bars for which the bare kernel takes about so long."""
+    small = _spec(40)
+    (_, matrix), *_ = small.parameter_sets()
+    began_s = time.thread_time()
+    evaluate("sma_cross", matrix, bars, small.costs, cuts=_cuts(bars))
+    per_set_s = (time.thread_time() - began_s) / len(matrix)
+    return _spec(max(2, round(seconds / per_set_s / 100)))
+
+
+def _spec(slow_windows: int) -> SweepSpec:
+    slow = {"start": 110, "stop": 109 + slow_windows, "step": 1}
+    content = {"product_id": "BTC-USD", "granularity": "ONE_MINUTE", "costs": {"fee_bps": 10}}
+    return parse_spec(content | {"grids": [{"strategy": "sma_cross", "grid": {"fast": FAST, "slow": slow}}]})
+
+
+def _cuts(bars: Bars) -> Any:
+    from strategies.segments import plan_segments
+
+    return plan_segments(len(bars))
+
+
+def bare_kernel(spec: SweepSpec, bars: Bars) -> dict[str, float]:
+    """Everything in one call a grid, in this process."""
+    began_s, cpu_s = time.perf_counter(), time.thread_time()
+    for name, matrix in spec.parameter_sets():
+        found = evaluate(name, matrix, bars, spec.costs, spec.sizing, _cuts(bars))
+        assert np.isfinite(found.metrics[:, 0]).all()
+    return {
+        "bare_wall_s": round(time.perf_counter() - began_s, 2),
+        "bare_cpu_s": round(time.thread_time() - cpu_s, 2),
+    }
+
+
+def distributed(head: RayHead, run: RunFolder, store: BarStore) -> dict[str, Any]:
+    """The sweep as a driver of its own on this head: wall and processor seconds, phases, blocks."""
+    argv = [sys.executable, "-m", "jobs.sweep", "--run-dir", str(run.path), "--bars-dir", str(store.root)]
+    began_s = time.perf_counter()
+    with (run.path / "driver.log").open("ab") as log:
+        driver = psutil.Popen(argv, env=dict(head.environment), stdout=log, stderr=subprocess.STDOUT)
+    spent: dict[int, float] = {}
+    driver_s = 0.0
+    while driver.poll() is None:
+        for process in [driver, *head.workers(WORKER)]:
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue  # it has ended meanwhile
+            if process.pid == driver.pid:
+                driver_s = times.user + times.system
+            else:
+                spent[process.pid] = times.user + times.system
+        time.sleep(POLL_S)
+    wall_s = time.perf_counter() - began_s
+    if driver.returncode != 0:
+        raise SystemExit((run.path / "driver.log").read_text())
+    summary = run.summary()
+    return {
+        "wall_s": round(wall_s, 2),
+        "cpu_s": round(driver_s + sum(spent.values()), 2),
+        "driver_cpu_s": round(driver_s, 2),
+        "worker_cpu_s": [round(seconds, 2) for seconds in spent.values()],
+        "blocks": summary["block_count"],
+        "timings_s": summary["timings_s"],
+        "mev_per_s": round(summary["evaluations"] / wall_s / 1e6, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
