@@ -76,8 +76,24 @@ def read_submission(body: Mapping[str, Any], idempotency_key: str | None, key_id
             raise invalid_request("Idempotency-Key", idempotency_key, "1 to 255 printable ASCII characters")
         run_id = "key-" + hashlib.sha256(f"{key_id}:{idempotency_key}".encode()).hexdigest()[:32]
     kind: Literal["sweep", "backtest"] = "backtest" if "backtest" in content else "sweep"
+    _names_no_file(content)
     spec = _backtest(content) if kind == "backtest" else _sweep(content)
     return Submission(run_id or default_run_id(spec, time.time_ns()), spec, kind, priority)
+
+
+def _names_no_file(content: Mapping[str, Any]) -> None:
+    """A user's own strategy is code: the API takes neither files nor paths, nor the name of one that is here already.
+
+    (This process loads none, so ``get`` would know none; that must not be all that stands between.)
+    """
+    backtest, grids = content.get("backtest"), content.get("grids")
+    named = {"backtest": backtest} | {
+        f"grids[{i}]": one for i, one in enumerate(grids if isinstance(grids, list) else [])
+    }
+    for place, part in named.items():
+        name = part.get("strategy") if isinstance(part, dict) else None
+        if isinstance(name, str) and re.search(r"[@/\\.\0]", name):
+            raise SpecError(f"{place}.strategy", name, "a shipped strategy; your own files run by `desk sweep FILE`")
 
 
 def _priority(value: object) -> Priority:
