@@ -53,6 +53,7 @@ def evaluate_block(config: dict[str, Any], work: Work) -> dict[str, Any]:
         return {"seconds": 0.0}
     given = config.get("rows")
     matrix = rows_of(block, work.sets) if given is None else np.array(given, dtype=np.float64)
+    work.folder.load_strategies()
     _load_kernels(block.strategy, matrix, work)
     started_s = time.perf_counter()
     found_rows = evaluate(block.strategy, matrix, work.bars, work.costs, work.sizing, work.cuts)
