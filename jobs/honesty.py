@@ -75,6 +75,9 @@ SCATTER_MAX: Final = 500
 CHOSEN_MAX: Final = 10
 LOGIT_MAX: Final = 8.0
 LOGIT_BINS: Final = 32
+LOG_MAX: Final = 700.0
+# A curve is cut here, so that the product of two of its values is still a double.
+EQUITY_MAX: Final = 1e150
 # Of fewer returns a resampled Sharpe says nothing.
 BOOTSTRAP_RETURNS_MIN: Final = 20
 
@@ -306,7 +309,7 @@ def _walk_forward(study: Study, kind: str, bars: _Bars, equity_of: Callable[[int
         "is_sharpe": _number(study.yearly(choice.is_sharpe[choice.rows >= 0]).mean()) if chosen.size else None,
         "oos_sharpe": _number(study.yearly(whole.sharpe)[0]),
         "oos_return": _number(whole.total_return[0]),
-        "oos_cagr": _number(np.expm1(whole.growth[0] / years)) if years > 0.0 else None,
+        "oos_cagr": _number(_gained(whole.growth[0] / years)) if years > 0.0 else None,
         "efficiency": _number(efficiency(choice)),
         "winning_steps": float((steps.growth[choice.rows >= 0] > 0.0).mean()) if chosen.size else None,
         "distinct_sets": len(np.unique(chosen)),
@@ -346,12 +349,13 @@ def _curve(study: Study, choice: Choice, bars: _Bars, equity_of: Callable[[int],
             grown = curve[shown] / before if before > 0.0 else np.zeros(len(shown))
         else:
             shown = np.array([stop - 1])
-            grown = np.exp(study.moments[row, split.test, GROWTH].sum(keepdims=True)) if row >= 0 else np.ones(1)
+            growth = float(study.moments[row, split.test, GROWTH].sum()) if row >= 0 else 0.0
+            grown = np.array([_gained(growth) + 1.0])
         if not times:
             times.append(int(bars.ts_ns[first - 1]))
             equity.append(standing)
         times.extend(bars.ts_ns[shown].tolist())
-        equity.extend(np.minimum(standing * grown, np.finfo(np.float64).max).tolist())
+        equity.extend(np.minimum(standing * np.minimum(grown, EQUITY_MAX), EQUITY_MAX).tolist())
         standing = equity[-1]
     return {"ts_ns": times, "equity": equity}
 
@@ -502,6 +506,11 @@ def _distribution(values: Float64Array) -> Distribution:
         "high_95": high,
         "below_zero": _share_below_zero(values),
     }
+
+
+def _gained(growth: float) -> float:
+    """A logarithm of growth as a return; as good as infinite where it exceeds a double."""
+    return math.expm1(growth) if growth < LOG_MAX else math.inf
 
 
 def _share_below_zero(values: Float64Array) -> float | None:

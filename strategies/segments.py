@@ -161,8 +161,10 @@ class Pooled(NamedTuple):
 
     @property
     def total_return(self) -> Float64Array:
-        """float64[m]: equity after over equity before, less 1."""
-        return np.expm1(self.growth)
+        """float64[m]: equity after over equity before, less 1; not a number where it exceeds a double."""
+        with np.errstate(over="ignore"):
+            gained = np.expm1(self.growth)
+        return np.where(gained < np.inf, gained, np.nan)
 
 
 def add_up(moments: Float64Array, segments: Int64Array) -> Float64Array:
