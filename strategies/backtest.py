@@ -194,10 +194,14 @@ def targets_of(strategy: Strategy, vector: Float64Array, bars: Bars) -> Float64A
 
 def warm() -> None:
     """Compile, or load from the cache, everything a backtest calls: afterwards a new process compiles nothing."""
+    from strategies import portfolio  # it is made of this module
+
     forget_stale()
+    portfolio.warm()
     price = np.linspace(100.0, 101.0, 3)
     ts_ns = np.arange(3, dtype=np.int64) * Granularity.ONE_DAY.ns
     bars = Bars("WARM-UP", Granularity.ONE_DAY, ts_ns, price, price, price, price, price)
+    tape_of(bars, Sizing(kind="volatility"))
     for name, strategy in STRATEGIES.items():
         cuts = np.array([0, 1, 3], dtype=np.int64)
         evaluate(name, full_vector(strategy.params())[np.newaxis], bars, Costs(), cuts=cuts)

@@ -14,7 +14,7 @@ import pytest
 from strategies.base import SpecError
 from strategies.model import Granularity
 from strategies.rules import Rules
-from strategies.spec import BacktestSpec, Costs, Range, StrategyGrid, SweepSpec, parse_backtest, parse_spec
+from strategies.spec import BacktestSpec, Costs, Range, Sizing, StrategyGrid, SweepSpec, parse_backtest, parse_spec
 
 NAN = math.nan
 
@@ -110,6 +110,41 @@ BAD_SWEEPS: list[tuple[Any, str, str]] = [
     (sweep(costs={"initial_cash": 0}), "costs.initial_cash", "greater than"),
     (sweep(costs={"initial_cash": 1e16}), "costs.initial_cash", "less than"),
     (sweep(costs={"fill": "close"}), "costs.fill", "next_open"),
+    (sweep(costs={"spread_bps": NAN}), "costs.spread_bps", "finite"),
+    (sweep(costs={"spread_bps": -1}), "costs.spread_bps", "greater than or equal to 0"),
+    (sweep(costs={"impact": 0.6}), "costs.impact", "less than or equal to 0.5"),
+    (sweep(costs={"impact": "0.1"}), "costs.impact", "number"),
+    (sweep(costs={"max_volume_share": 1.1}), "costs.max_volume_share", "less than or equal to 1"),
+    (sweep(costs={"max_volume_share": math.inf}), "costs.max_volume_share", "finite"),
+    (sweep(costs={"funding_bps_per_day": -1_001}), "costs.funding_bps_per_day", "greater than or equal to -1000"),
+    (sweep(costs={"funding_bps_per_day": None}), "costs.funding_bps_per_day", "number"),
+    (sweep(costs={"borrow_bps_per_day": -1}), "costs.borrow_bps_per_day", "greater than or equal to 0"),
+    (sweep(costs={"borrow_bps_per_day": True}), "costs.borrow_bps_per_day", "number"),
+    (sweep(costs={"maintenance_margin": 0.51}), "costs.maintenance_margin", "less than or equal to 0.5"),
+    (sweep(costs={"both_in_bar": "luck"}), "costs.both_in_bar", "stop_first"),
+    (sweep(costs={"zero_volume": True}), "costs.zero_volume", "waits"),
+    (sweep(costs={"locked_bars": 0}), "costs.locked_bars", "fills"),
+    (sweep(costs={"at_end": "sell"}), "costs.at_end", "liquidate"),
+    (sweep(costs={"fee_tiers": 5}), "costs.fee_tiers", "tuple"),
+    (sweep(costs={"fee_tiers": [5]}), "costs.fee_tiers[0]", "dictionary"),
+    (sweep(costs={"fee_tiers": [[1, 2, 3]]}), "costs.fee_tiers[0]", "dictionary"),
+    (sweep(costs={"fee_tiers": [[0, 5]]}), "costs.fee_tiers[0].volume_30d_from", "greater than 0"),
+    (sweep(costs={"fee_tiers": [[10, NAN]]}), "costs.fee_tiers[0].fee_bps", "finite"),
+    (sweep(costs={"fee_tiers": [["10", 5]]}), "costs.fee_tiers[0].volume_30d_from", "number"),
+    (sweep(costs={"fee_tiers": [[10, 5], [10, 4]]}), "costs.fee_tiers[1].volume_30d_from", "more than the tier before"),
+    (sweep(costs={"fee_tiers": [[i + 1, 5] for i in range(33)]}), "costs.fee_tiers", "at most 32"),
+    (sweep(sizing={"kind": "all"}), "sizing.kind", "percent"),
+    (sweep(sizing={"window": 1}), "sizing.window", "greater than or equal to 2"),
+    (sweep(sizing={"window": 30.0}), "sizing.window", "integer"),
+    (sweep(sizing={"min_quantity": -1}), "sizing.min_quantity", "greater than or equal to 0"),
+    (sweep(sizing={"min_quantity": math.inf}), "sizing.min_quantity", "finite"),
+    (sweep(sizing={"quantity_increment": NAN}), "sizing.quantity_increment", "finite"),
+    (sweep(sizing={"quantity": 1}), "sizing.quantity", "no such field"),
+    (sweep(sizing=None), "sizing", "dictionary"),
+    (grid(stop_loss=[1.5]), "grids[0].grid.stop_loss[0]", "from 0 to 1"),
+    (grid(time_stop_bars=[2.5]), "grids[0].grid.time_stop_bars[0]", "whole number"),
+    (grid(leverage=[0]), "grids[0].grid.leverage[0]", "from 0.01 to 10"),
+    (grid(size=[NAN]), "grids[0].grid.size[0]", "finite"),
     (sweep(start="yesterday"), "start", "a moment like"),
     (sweep(start=1_700_000_000), "start", "a moment like"),
     (sweep(start=True), "start", "a moment like"),
@@ -223,6 +258,28 @@ def test_a_range_includes_its_stop_and_reckons_in_decimal(
     reach = Range(start=start, stop=stop, step=step)
     assert reach.values() == values
     assert reach.count() == len(values)
+
+
+def test_a_specification_from_before_there_were_rules_still_reads() -> None:
+    old = {"fee_bps": 10.0, "slippage_bps": 1.0, "fill": "same_close", "initial_cash": 500.0}
+    spec = parse_spec(sweep(costs=old))
+    assert spec.costs == Costs(**old)
+    assert spec.costs.plain
+    assert spec.sizing == Sizing()
+    assert parse_backtest(backtest(costs=old)).rules() == Rules()
+
+
+def test_rules_tiers_and_sizing_are_part_of_a_specification() -> None:
+    costs = {"fee_tiers": [[1e5, 8], {"volume_30d_from": 1e6, "fee_bps": 5}], "impact": 0.1}
+    sizing = {"kind": "volatility", "window": 20, "quantity_increment": 0.001}
+    spec = parse_spec(sweep(costs=costs, sizing=sizing))
+    assert [tier.fee_bps for tier in spec.costs.fee_tiers] == [8, 5]
+    assert not spec.costs.plain
+    assert parse_spec(json.loads(spec.model_dump_json())) == spec
+    one = parse_backtest(backtest(params={"fast": 7, "stop_loss": 0.1, "size": 0.2}, sizing=sizing))
+    assert one.rules() == Rules(stop_loss=0.1, size=0.2)
+    assert one.vector().tolist() == [7, 100, 0, 0.1, 0, 0, 0, 0.2, 1]
+    assert parse_backtest(json.loads(one.model_dump_json())) == one
 
 
 def test_a_specification_survives_json() -> None:
