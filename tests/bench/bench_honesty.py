@@ -21,7 +21,7 @@ import numpy as np
 from jobs.honesty import Group, Study, columns_of, page_of
 from strategies.backtest import FILL_DTYPE, BacktestSpec, Result
 from strategies.metrics import MOMENTS
-from strategies.model import Float64Array, Granularity
+from strategies.model import Granularity
 from strategies.parameters import ParameterInfo
 from strategies.segments import Segments, plan_segments
 
@@ -73,7 +73,7 @@ def made_up(sets: int) -> tuple[Study, Result]:
     moments[:, :, 5] = moments[:, :, 1]
     study = Study((Group("made_up", TABLE, matrix),), moments, Segments(cuts), 8_766.0, SEED)
     units = (np.arange(BARS) // 50 % 2).astype(np.float64)
-    equity: Float64Array = 10_000.0 * np.cumprod(1.0 + units * generator.normal(1e-5, 1e-3, BARS))
+    equity = np.asarray(10_000.0 * np.cumprod(1.0 + units * generator.normal(1e-5, 1e-3, BARS)), dtype=np.float64)
     spec = BacktestSpec(product_id="BTC-USD", granularity=Granularity.ONE_HOUR, strategy="sma_cross")
     ts_ns = np.arange(BARS, dtype=np.int64) * Granularity.ONE_HOUR.ns
     return study, Result(spec, ts_ns, equity, units, units, np.empty(0, dtype=FILL_DTYPE), {})
