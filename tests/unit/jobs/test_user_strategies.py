@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from cluster.market_data import BarStore
 from cluster.runs import RunConflict, RunFolder, prepare_run, spec_hash
+from jobs.blocks import config_of
+from jobs.sweep import work_of
 from strategies.base import Strategy
 from strategies.user_errors import StrategyFileError
 from strategies.user_file import load, read
-from tests.run_samples import complete_run, make_spec, make_store
+from tests.run_samples import complete_run, cut, loaded, make_spec, make_store
 from tests.strategy_files import GOOD, written
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,3 +106,20 @@ def test_what_goes_wrong_in_a_sweep_is_told_with_the_users_line(tmp_path: Path) 
     own = own_strategy(tmp_path, GOOD.replace(target, "    target = slow.ring[100] if vector[0] == 8 else 0.0\n"))
     with pytest.raises(StrategyFileError, match=r"my_strategy\.py, line 36: on_bar at bar 0 with fast=8"):
         complete_run(tmp_path / "runs", make_store(tmp_path / "bars"), spec_of(own.name))
+
+
+def test_a_worker_loads_the_strategy_from_the_runs_copy(tmp_path: Path) -> None:
+    # The driver had loaded it, so only a process of its own shows whether a worker does. Blocks once did not.
+    own = own_strategy(tmp_path)
+    run = loaded(
+        prepare_run(tmp_path / "runs", make_store(tmp_path / "bars"), spec_of(own.name), "r1"),
+        BarStore(tmp_path / "bars"),
+    )
+    [block] = cut(run.sets, 1)
+    (run.folder.path / "work.pickle").write_bytes(pickle.dumps((config_of(block), work_of(run))))
+    code = (
+        "import pickle\nfrom jobs.blocks import evaluate_block\n"
+        "config, work = pickle.loads((folder.path / 'work.pickle').read_bytes())\n"
+        "evaluate_block(config, work)\nprint(json.dumps(folder.part_file(work_block(config)).exists()))"
+    ).replace("work_block(config)", "__import__('cluster.run_folder').run_folder.Block(**config['block'])")
+    assert in_a_new_process(code, run.folder) is True
