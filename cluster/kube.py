@@ -77,10 +77,11 @@ def render(
     return manifests
 
 
-def sweep_job(manifests: Sequence[Manifest], run_id: str) -> Manifest:
+def sweep_job(manifests: Sequence[Manifest], run_id: str, entrypoint: str = "") -> Manifest:
     """The RayJob of one run, made from the suspended one among the rendered ``manifests``.
 
-    The run id is the job's submission id too, so a repeat is harmless. Raises ``ManifestError`` where the name
+    ``entrypoint`` is the job's command line; without it the one that drives a run folder that is there. The run id is
+    the job's submission id too, so a repeat is harmless. Raises ``ManifestError`` where the name
     ``sweep-<run_id>`` is not one Kubernetes and KubeRay accept.
     """
     name = f"sweep-{run_id}"
@@ -91,7 +92,8 @@ def sweep_job(manifests: Sequence[Manifest], run_id: str) -> Manifest:
     if job is None:
         raise ManifestError("sweep_job", "manifests", "a RayJob named sweep", [_identity(m) for m in manifests])
     spec = job["spec"]
-    entrypoint = re.sub(r"(?<=--run-dir )(\S*/)sweep(?=\s|$)", rf"\g<1>{run_id}", spec["entrypoint"])
+    if not entrypoint:
+        entrypoint = re.sub(r"(?<=--run-dir )(\S*/)sweep(?=\s|$)", rf"\g<1>{run_id}", spec["entrypoint"])
     if entrypoint == spec["entrypoint"]:
         raise ManifestError("RayJob/sweep", "spec.entrypoint", "'--run-dir <folder>/sweep' in it", entrypoint)
     job["metadata"]["name"] = name

@@ -7,6 +7,7 @@ imports all of Ray, about a second in each command. The REST API is Ray's docume
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ CONNECT_TIMEOUT_S: Final = 3.0
 READ_TIMEOUT_S: Final = 10.0
 # The first submission after start-up waits for the head's job agent.
 SUBMIT_TIMEOUT_S: Final = 45.0
+UPLOAD_TIMEOUT_S: Final = 300.0
 POLL_INTERVAL_S: Final = 0.25
 
 ATTEMPTS_MAX: Final = 100
@@ -128,20 +130,22 @@ class RayJobs:
         entrypoint: str,
         metadata: Mapping[str, str] | None = None,
         entrypoint_num_cpus: float = 0.0,
+        package: str = "",
     ) -> str:
         """Start ``entrypoint`` (a shell command line) as a job and return its id.
 
-        A repeat with the same id starts nothing and returns the id, also when two callers race, since the cluster
-        takes an id once. After a time-out the outcome is unknown: repeat the call. Neither environment variables nor
-        a working directory are passed, so nothing of this process's settings reaches Ray's job table, where everyone
-        who sees the dashboard can read. Raises ``JobFieldError`` for a bad id or what looks like a secret.
+        ``package`` is what ``upload`` returned: the job begins in its unpacked files. A repeat with the same id starts
+        nothing and returns the id, also when two callers race, since the cluster takes an id once. After a time-out the
+        outcome is unknown: repeat the call. No environment variable is passed, so nothing of this process's settings
+        reaches Ray's job table, where everyone who sees the dashboard can read. Raises ``JobFieldError`` for a bad id
+        or what looks like a secret.
         """
         _check_submission(submission_id, entrypoint, metadata or {}, entrypoint_num_cpus)
         body: dict[str, Any] = {
             "submission_id": submission_id,
             "entrypoint": entrypoint,
             "metadata": dict(metadata or {}),
-            "runtime_env": {},
+            "runtime_env": {"working_dir": package} if package else {},
         }
         if entrypoint_num_cpus:
             body["entrypoint_num_cpus"] = entrypoint_num_cpus
@@ -153,6 +157,17 @@ class RayJobs:
                 raise
         return submission_id
 
+    def upload(self, content: bytes) -> str:
+        """Put a zip file on the cluster and return its address there; the same content again is no transfer."""
+        name = f"_ray_pkg_{hashlib.sha256(content).hexdigest()[:32]}.zip"
+        try:
+            self._call("GET", f"/api/packages/gcs/{name}", empty=True)
+        except RayJobsRefused as error:
+            if error.status != 404:
+                raise
+            self._call("PUT", f"/api/packages/gcs/{name}", content=content, read_timeout_s=UPLOAD_TIMEOUT_S, empty=True)
+        return f"gcs://{name}"
+
     def resubmit(
         self,
         submission_id: str,
@@ -161,6 +176,7 @@ class RayJobs:
         entrypoint_num_cpus: float = 0.0,
         *,
         succeeded_too: bool = False,
+        package: str = "",
     ) -> str:
         """Start a job again where its last attempt has failed or was stopped; the id of the attempt that counts.
 
@@ -170,11 +186,12 @@ class RayJobs:
         """
         last = self.latest(submission_id)
         if last is None:
-            return self.submit(submission_id, entrypoint, metadata, entrypoint_num_cpus)
+            return self.submit(submission_id, entrypoint, metadata, entrypoint_num_cpus, package)
         if not last.status.ended or (last.status is JobStatus.SUCCEEDED and not succeeded_too):
             return last.submission_id
         attempt = _attempt(submission_id, last.submission_id)
-        return self.submit(_attempt_id(submission_id, attempt + 1), entrypoint, metadata, entrypoint_num_cpus)
+        attempt_id = _attempt_id(submission_id, attempt + 1)
+        return self.submit(attempt_id, entrypoint, metadata, entrypoint_num_cpus, package)
 
     def latest(self, submission_id: str) -> Job | None:
         """The last attempt at a job: the one with this id, or what ``resubmit`` made of it; None without any."""
@@ -256,8 +273,16 @@ class RayJobs:
             _pause(job, deadline_s, timeout_s)
 
     def _call(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, read_timeout_s: float = READ_TIMEOUT_S
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        *,
+        content: bytes | None = None,
+        empty: bool = False,
     ) -> object:
+        """The answer's JSON; ``content`` is sent as it is, and of an ``empty`` answer only the status counts."""
         with requests.Session() as session:
             # Neither a proxy nor a .netrc of the surrounding shell has a say about a call inside the cluster.
             session.trust_env = False
@@ -266,6 +291,7 @@ class RayJobs:
                     method,
                     self.address + path,
                     json=body,
+                    data=content,
                     headers=self._headers(),
                     timeout=(CONNECT_TIMEOUT_S, read_timeout_s),
                     allow_redirects=False,
@@ -276,6 +302,8 @@ class RayJobs:
             raise UnknownJob(path.split("/")[3])
         if not response.ok:
             raise RayJobsRefused(self.address, response.status_code, response.text)
+        if empty:
+            return None
         try:
             return response.json()
         except requests.JSONDecodeError as error:

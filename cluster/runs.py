@@ -206,8 +206,8 @@ def settle_with_job(folder: RunFolder, job: Job | None) -> Progress:
     A folder laid out a moment ago may still be on its way to the cluster, so an unknown job is no sign of an end then.
     """
     progress = folder.progress()
-    if folder.ticket_file.exists():
-        return progress  # it waits for its turn
+    if folder.ticket_file.exists() or folder.remote_file.exists():
+        return progress  # it waits for its turn, or is another cluster's: this one's word says nothing
     submitting = progress.state is RunState.PENDING and time.time_ns() - progress.updated_ns < SUBMITTING_S * 1e9
     if progress.state.ended or (submitting if job is None else not job.status.ended):
         return progress

@@ -15,12 +15,13 @@ from typing import Final
 
 import psutil
 
-from cluster.processes import Started, choose_ports, family, start, stop, wait_until
+from cluster.processes import DeskError, Started, choose_ports, family, start, stop, wait_until
 from cluster.ray_jobs import RayJobs, RayJobsError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 10.0
+ATTEMPTS: Final = 3
 _PORTS: Final = (
     "port",
     "dashboard-port",
@@ -67,6 +68,30 @@ def ray_head(num_cpus: int = 2) -> Iterator[RayHead]:
     # A socket's path may have 107 bytes, and Ray puts long ones below its folder.
     folder = Path(tempfile.mkdtemp(prefix="tt-ray-"))
     owner = uuid.uuid4().hex
+    head: RayHead | None = None
+    try:
+        for attempt in range(ATTEMPTS):
+            try:
+                head = _started(folder / str(attempt), owner, num_cpus)
+                break
+            except DeskError:
+                # Ray gives its raylet thirty seconds, which a machine with much else to do does not always have.
+                stop(family([], owner, [str(folder)]), STOP_TIMEOUT_S)
+                if attempt == ATTEMPTS - 1:
+                    raise
+        assert head is not None
+        yield head
+    finally:
+        # Asked alone, the head takes the others down in their order, which is quicker than asking all at once.
+        root = head.started.process() if head else None
+        stop([root] if root else [], STOP_TIMEOUT_S)
+        stop(family([], owner, [str(folder)]), STOP_TIMEOUT_S)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started(folder: Path, owner: str, num_cpus: int) -> RayHead:
+    """A head that has said that it runs and whose Jobs API answers; raises ``DeskError``."""
+    folder.mkdir()
     ports = dict(zip(_PORTS, choose_ports(len(_PORTS)), strict=True))
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "DESK_"))}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -79,17 +104,14 @@ def ray_head(num_cpus: int = 2) -> Iterator[RayHead]:
     log = folder / "head.log"
     # From the repository's root, so that jobs import the very files the tests import.
     started = start("ray", argv, environment, log, owner, ROOT)
-    try:
-        dashboard = f"127.0.0.1:{ports['dashboard-port']}"
-        wait_until("ray", lambda: _answers(RayJobs(dashboard)), START_TIMEOUT_S, started, log)
-        address = f"127.0.0.1:{ports['port']}"
-        yield RayHead(address, dashboard, environment | {"RAY_ADDRESS": address}, started, owner)
-    finally:
-        # Asked alone, the head takes the others down in their order, which is quicker than asking all at once.
-        head = started.process()
-        stop([head] if head else [], STOP_TIMEOUT_S)
-        stop(family([started], owner, [str(folder)]), STOP_TIMEOUT_S)
-        shutil.rmtree(folder, ignore_errors=True)
+    dashboard = f"127.0.0.1:{ports['dashboard-port']}"
+
+    def ready() -> bool:
+        return "Ray runtime started" in log.read_text(errors="replace") and _answers(RayJobs(dashboard))
+
+    wait_until("ray", ready, START_TIMEOUT_S, started, log)
+    address = f"127.0.0.1:{ports['port']}"
+    return RayHead(address, dashboard, environment | {"RAY_ADDRESS": address}, started, owner)
 
 
 def _answers(jobs: RayJobs) -> bool:
