@@ -14,14 +14,13 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.run_folder import Block, RunFolder, RunRecord, replacing
 from strategies.base import RULE_NAMES, ParameterInfo, parameter_table
 from strategies.metrics import METRICS
 from strategies.model import Float64Array
-from strategies.registry import get
+from strategies.registry import find
 
 # Statistics of a bar return that are kept of each segment; strategies/segments.py says which.
 MOMENTS_PER_SEGMENT: Final = 6
@@ -135,8 +134,10 @@ def finished_blocks(folder: RunFolder, record: RunRecord) -> list[Block]:
 
 def params_json(strategy: str, matrix: Float64Array) -> pa.Array:
     """The parameters of each row of float64[m, k] as a JSON object; a rule is left out where it is switched off."""
+    import pyarrow.compute as pc  # a tenth of what a fresh worker imports, and not needed for its kernels
+
     pieces: list[pa.Array] = []
-    for position, info in enumerate(parameter_table(get(strategy))):
+    for position, info in enumerate(parameter_table(find(strategy))):
         # A grid has few distinct values, so each is spelled once.
         values, places = np.unique(matrix[:, position], return_inverse=True)
         texts = [_member(info, value) for value in values.tolist()]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.market_data import BarStore
-from cluster.runs import Block, RunError, RunFolder, prepare_run
+from cluster.runs import Block, RunError, RunFolder, list_runs, prepare_run
 from jobs import results
 from jobs.blocks import rows_of
 from jobs.parts import Identity, finished_blocks, params_json, read_part
@@ -20,7 +20,17 @@ from strategies.base import Rules, full_vector, parameter_table
 from strategies.metrics import METRICS
 from strategies.registry import STRATEGIES
 from strategies.segments import HONEST_COLUMNS
-from tests.run_samples import complete_run, cut, evaluate_blocks, loaded, make_spec, make_store, one_set_spec
+from tests.run_samples import (
+    TWO_STRATEGIES,
+    complete_run,
+    cut,
+    evaluate_blocks,
+    loaded,
+    make_spec,
+    make_store,
+    one_set_spec,
+    wavy_bars,
+)
 
 
 @pytest.fixture
@@ -232,3 +242,69 @@ def test_one_backtest_is_a_sweep_of_one(store: BarStore, runs_dir: Path) -> None
     folder = complete_run(runs_dir, store, one_set_spec())
     assert [path.name for path in folder.parts_dir.iterdir()] == ["block-00000000-00000001.parquet"]
     assert RunFolder(folder.path).summary()["best"]["params"] == {"fast": 5, "slow": 21, "allow_short": 0}
+
+
+def test_a_tables_honest_figures_stand_beside_its_metrics(store: BarStore, runs_dir: Path) -> None:
+    folder = complete_run(runs_dir, store, make_spec(), "a1")
+    table = pq.read_table(folder.results_file)
+    assert set(HONEST_COLUMNS) <= set(table.column_names)
+    summary = folder.summary()
+    assert (summary["sort_by"], summary["sort_note"]) == (folder.spec().sort_by, "")
+    assert set(HONEST_COLUMNS) <= set(summary["top"][0])
+    held_out = [row["oos_sharpe"] for row in folder.leaderboard(1_000) if row["oos_sharpe"] is not None]
+    assert held_out == sorted(held_out, reverse=True)
+    assert held_out
+    page = json.loads(folder.honesty_file.read_text())
+    assert page["sets"] == table.num_rows
+    assert page["plan"]["held_out_from_bar"] in folder.record().cuts
+
+
+def test_a_series_too_short_to_hold_any_of_it_out_is_ranked_by_what_there_is(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "bars", wavy_bars(60))
+    folder = complete_run(tmp_path / "runs", store, make_spec(), "a1")
+    assert folder.record().cuts == (0, 60)
+    rows, metric, note = folder.ranked_rows(5)
+    assert (metric, note) == ("sharpe", "ranked by sharpe: oos_sharpe is undefined for every set")
+    assert (folder.summary()["sort_by"], folder.summary()["sort_note"]) == (metric, note)
+    assert rows[0]["oos_sharpe"] is None
+
+
+def test_pandas_reads_the_results_as_they_are(store: BarStore, runs_dir: Path) -> None:
+    import pandas as pd
+
+    folder = complete_run(runs_dir, store, make_spec(), "a1")
+    frame = pd.read_parquet(folder.results_file)
+    assert len(frame) == folder.record().set_count
+    assert frame["oos_sharpe"].dtype == np.float64
+    assert frame.groupby("strategy")["sharpe"].max().notna().all()
+    assert [json.loads(text) for text in frame["params"]] == [row["params"] for row in folder.leaderboard(1_000)]
+    part = pd.read_parquet(sorted(folder.parts_dir.iterdir())[0])
+    assert {len(moments) for moments in part["moments"]} == {6 * (len(folder.record().cuts) - 1)}
+
+
+def test_a_run_of_an_earlier_version_is_still_read(store: BarStore, runs_dir: Path) -> None:
+    """Its record has a plan and no cuts, its parts have no moments, its table no honest figures."""
+    from jobs.report import write_report
+
+    folder = complete_run(runs_dir, store, make_spec(sort_by="sharpe"), "a1")
+    record = json.loads(folder.run_file.read_text())
+    del record["cuts"]
+    record["blocks"] = [{"strategy": "sma_cross", "grid": 0, "start": 0, "stop": 5}]
+    folder.run_file.write_text(json.dumps(record))
+    spec = json.loads(folder.spec_file.read_text())
+    folder.spec_file.write_text(json.dumps({key: spec[key] for key in (*TWO_STRATEGIES, "costs", "seed", "sort_by")}))
+    table = pq.read_table(folder.results_file).drop_columns(list(HONEST_COLUMNS))
+    pq.write_table(table, folder.results_file)
+    folder.honesty_file.unlink()
+    (info,) = list_runs(runs_dir)
+    assert info.problem == ""
+    best = folder.leaderboard(3)
+    assert "oos_sharpe" not in best[0]
+    assert folder.leaderboard(3, "oos_sharpe") == best, "what there is not cannot be ranked by"
+    assert write_report(folder).stat().st_size > 1_000_000
+    folder.results_file.unlink()
+    parts = sorted(folder.parts_dir.iterdir())
+    for number, path in enumerate(parts):
+        pq.write_table(pq.read_table(path).drop_columns("moments"), folder.parts_dir / f"block-{number}.parquet")
+        path.unlink()
+    assert [row["set_id"] for row in folder.leaderboard(3)] == [row["set_id"] for row in best]
