@@ -248,18 +248,21 @@ def _plan(segments: Segments, bars: _Bars) -> Plan:
 
 
 def _held_out(columns: dict[str, Float64Array], best: int) -> HeldOut:
-    inside = columns["is_sharpe"]
+    inside, outside = columns["is_sharpe"], columns["oos_sharpe"]
     taken = None if np.isnan(inside).all() else int(np.nanargmax(inside))
     return {
         "set_id": best,
         "is_sharpe": _number(inside[best]),
-        "oos_sharpe": _number(columns["oos_sharpe"][best]),
+        "oos_sharpe": _number(outside[best]),
         "oos_return": _number(columns["oos_return"][best]),
+        "leads_held_out": len(outside) > 1
+        and not np.isnan(outside[best])
+        and bool(outside[best] >= np.nanmax(outside)),
         "best_is_set_id": taken,
         "best_is_sharpe": None if taken is None else _number(inside[taken]),
-        "best_is_oos_sharpe": None if taken is None else _number(columns["oos_sharpe"][taken]),
+        "best_is_oos_sharpe": None if taken is None else _number(outside[taken]),
         "best_is_oos_return": None if taken is None else _number(columns["oos_return"][taken]),
-        "rank_correlation": _number(rank_correlation(inside, columns["oos_sharpe"])),
+        "rank_correlation": _number(rank_correlation(inside, outside)),
     }
 
 

@@ -170,6 +170,7 @@ class HeldOut(TypedDict):
     is_sharpe: float | None
     oos_sharpe: float | None
     oos_return: float | None
+    leads_held_out: bool  # it has the best held-out Sharpe of all sets: those bars have chosen it
     best_is_set_id: int | None
     best_is_sharpe: float | None
     best_is_oos_sharpe: float | None

@@ -31,7 +31,7 @@ def verdicts_of(page: Honesty, look_ahead: bool, portfolio: bool = False) -> lis
     elif page["complete_sets"] < 2:
         sentence = "One parameter set was run to the end: nothing was chosen, so there is no choice to judge."
         found.append({"about": "plan", "level": UNKNOWN, "sentence": sentence})
-    parts = (_luck, _record, _held_out, _walk_forward, _paths, _overfitting, _stability, _trades, _bootstrap)
+    parts = (_luck, _record, _held_out, _picked, _walk_forward, _paths, _overfitting, _stability, _trades, _bootstrap)
     for part in parts:
         if portfolio and part is _trades:
             continue
@@ -93,6 +93,17 @@ def _held_out(page: Honesty) -> Verdict | None:
     sentence = f"The set that was best in-sample (Sharpe {inside:.2f}) came to {outside:.2f} in the held-out bars."
     share = outside / inside if inside > 0.0 else -1.0
     return {"about": "held_out", "level": _level(share, 0.5, 0.0), "sentence": sentence}
+
+
+def _picked(page: Honesty) -> Verdict | None:
+    held = page["held_out"]
+    if held is None or not held["leads_held_out"] or held["set_id"] == held["best_is_set_id"]:
+        return None
+    sentence = (
+        f"The table's first set has the best held-out Sharpe of all {_count(page['sets'], 'set')}: "
+        f"those bars have picked it, so they are no test of it any more."
+    )
+    return {"about": "picked", "level": DOUBTFUL, "sentence": sentence}
 
 
 def _walk_forward(page: Honesty) -> Verdict | None:

@@ -149,6 +149,15 @@ def test_the_curve_of_the_walk_is_the_stitched_result_bar_by_bar(swept: Study, b
         assert 500 < len(fine_walk["curve"]["ts_ns"]) < 1_100
 
 
+def test_the_set_with_the_best_held_out_sharpe_is_said_to_be_picked_by_it(page: Honesty) -> None:
+    held = page["held_out"]
+    assert held is not None
+    assert held["leads_held_out"]
+    assert any(verdict["about"] == "picked" for verdict in page["verdicts"]) == (
+        held["set_id"] != held["best_is_set_id"]
+    )
+
+
 def test_chosen_sets_are_named_with_their_parameters(page: Honesty, swept: Study) -> None:
     found = page["cross_validation"]
     assert found is not None

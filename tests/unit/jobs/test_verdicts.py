@@ -20,7 +20,13 @@ PAGE: dict[str, Any] = {
     "sets": 1_000,
     "complete_sets": 1_000,
     "plan": {"bars": 5_000},
-    "held_out": {"best_is_sharpe": 2.0, "best_is_oos_sharpe": 1.5},
+    "held_out": {
+        "set_id": 3,
+        "best_is_set_id": 3,
+        "leads_held_out": False,
+        "best_is_sharpe": 2.0,
+        "best_is_oos_sharpe": 1.5,
+    },
     "sharpe_tests": {
         "trials": 1_000,
         "sharpe": 1.8,
@@ -76,6 +82,7 @@ def said(page: Honesty, about: str, **options: bool) -> tuple[str, str] | None:
         ("held_out", "held_out", {"best_is_oos_sharpe": -0.2}, "bad", "came to -0.20"),
         ("held_out", "held_out", {"best_is_sharpe": -2.0, "best_is_oos_sharpe": -1.0}, "bad", "(Sharpe -2.00)"),
         ("held_out", "held_out", {"best_is_oos_sharpe": None}, "unknown", "did nothing in the held-out bars"),
+        ("picked", "held_out", {"set_id": 4, "leads_held_out": True}, "doubtful", "of all 1,000 sets: those bars"),
         ("walk_forward", "walk_forward", {}, "good", "gained 31 % out-of-sample at a Sharpe of 1.10, 60 % of the"),
         ("walk_forward", "walk_forward", {"efficiency": 0.1}, "doubtful", "gained 31 %"),
         ("walk_forward", "walk_forward", {"oos_return": -0.25}, "bad", "would have lost 25 %"),
@@ -128,3 +135,8 @@ def test_what_could_not_be_held_out_and_what_has_no_sharpe_is_said() -> None:
 def test_a_look_ahead_comes_first_and_a_portfolio_has_no_order_of_trades() -> None:
     assert verdicts_of(page_with(None), look_ahead=True)[0]["about"] == "look_ahead"
     assert said(page_with("trade_order"), "trade_order", portfolio=True) is None
+
+
+@pytest.mark.parametrize(("set_id", "leads"), [(3, True), (4, False)])
+def test_a_set_that_was_best_before_the_border_was_not_picked_after_it(set_id: int, leads: bool) -> None:
+    assert said(page_with("held_out", set_id=set_id, leads_held_out=leads), "picked") is None
