@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies import kernel, switches
-from strategies.base import RULES, AnyStrategy, SpecError, Strategy, full_matrix, full_vector, parameter_table
+from strategies.base import RULES, AnyStrategy, Rules, SpecError, Strategy, full_matrix, full_vector, parameter_table
 from strategies.compiled import compiled, forget_stale, read_only
 from strategies.metrics import METRICS, MOMENTS, NS_PER_YEAR, metrics_of
 from strategies.model import Bars, Float64Array, Granularity, Int64Array
@@ -220,9 +220,9 @@ def _left_by_switches(
     """Fill ``results`` for the rows that can be paid for by the change of target; the others, for the general loop."""
     own, rules = rows[:, : -len(RULES)], rows[:, -len(RULES) :]
     plain = np.zeros(len(rows), dtype=np.bool_)
-    if switches.applies(strategy):
-        trades = bool(series.prices_and_volume[4].all())
-        plain = np.array([kernel.plain(costs, sizing, row, trades) for row in rules], dtype=np.bool_)
+    no_rules = Rules().vector()
+    if switches.applies(strategy) and kernel.plain(costs, sizing, no_rules, bool(series.prices_and_volume[4].all())):
+        plain = (rules == no_rules).all(axis=1)
     if plain.any():
         terms = kernel.Terms(costs.fee_bps / 1e4, costs.slippage_bps / 1e4, costs.look_ahead, costs.initial_cash)
         chosen = np.ascontiguousarray(own[plain])

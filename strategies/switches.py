@@ -46,7 +46,7 @@ TILE_BARS: Final = 1024
 # Sets whose changes are kept at once; each may change on every bar of a tile.
 SETS_AT_ONCE: Final = 1024
 
-# A position is all in where the cash beside it is rounding: the returns are the market's to as much.
+# A position is all in where the cash beside it is rounding, at its lowest too: the returns are the market's to as much.
 NO_CASH: Final = 1e-14
 # Below this an equity has lost digits, and with them the proportion to the close.
 SMALLEST_EQUITY: Final = 1e-280
@@ -334,12 +334,12 @@ def _pass(book: Book, curve: Curve, sums: Sums, tile: Tile, here: int, stop: int
         from_bar = here + 1
         if begin + here > 0:
             sums = _with_return(sums, entry / curve.equity - 1.0)
-    equity = book.cash + book.units * tile.close[begin + stop - 1]
-    if abs(book.cash) <= NO_CASH * equity:
+    highest, lowest = _range_of(book, tile, here, stop)
+    if abs(book.cash) <= NO_CASH * (lowest if filled else min(lowest, curve.equity)):
         sums = _with_running_sums(sums, tile, from_bar, stop)
     else:
         sums = _with_stretch(sums, book.cash, book.units, tile, from_bar, stop)
-    return _fall(book, curve, tile, here, stop, equity), sums
+    return _fall(book, curve, tile, here, stop, highest, lowest), sums
 
 
 @compiled
@@ -387,8 +387,9 @@ def _with_stretch(sums: Sums, cash: float, units: float, tile: Tile, here: int, 
 @compiled_sums
 def _stretch_sums(close: Float64Array, cash: float, units: float, first: int, last: int) -> tuple[float, float, float]:
     one = two = losses = 0.0
-    for i in range(first, last):
-        change = (cash + units * close[i]) / (cash + units * close[i - 1]) - 1.0
+    now, before = close[first:last], close[first - 1 : last - 1]
+    for i in range(now.size):
+        change = (cash + units * now[i]) / (cash + units * before[i]) - 1.0
         square = change * change
         one += change
         two += square
@@ -399,8 +400,9 @@ def _stretch_sums(close: Float64Array, cash: float, units: float, first: int, la
 @compiled_sums
 def _stretch_powers(close: Float64Array, cash: float, units: float, first: int, last: int) -> tuple[float, float]:
     three = four = 0.0
-    for i in range(first, last):
-        change = (cash + units * close[i]) / (cash + units * close[i - 1]) - 1.0
+    now, before = close[first:last], close[first - 1 : last - 1]
+    for i in range(now.size):
+        change = (cash + units * now[i]) / (cash + units * before[i]) - 1.0
         square = change * change
         three += square * change
         four += square * square
@@ -431,11 +433,10 @@ def _stand(curve: Curve, cash: float, first: int, last: int) -> Curve:
 
 
 @compiled
-def _fall(book: Book, curve: Curve, tile: Tile, here: int, stop: int, equity: float) -> Curve:
-    """With a position: the drawdown, from the highest and the lowest close alone where that can be told from them."""
-    highest, lowest = _range_of(book, tile, here, stop)
+def _fall(book: Book, curve: Curve, tile: Tile, here: int, stop: int, highest: float, lowest: float) -> Curve:
+    """With a position: the drawdown, from the highest and the lowest equity alone where it can be told from them."""
     # At a ruin, or where an equity is no number, the general loop takes over from the first bar on.
-    sound = curve.sound and lowest > EQUAL_WITHIN * book.cash and lowest > SMALLEST_EQUITY and highest < math.inf
+    sound = curve.sound and lowest > EQUAL_WITHIN * abs(book.cash) and lowest > SMALLEST_EQUITY and highest < math.inf
     held = curve.bars_held + stop - here
     deepest = curve.deepest
     is_deepest = curve.is_deepest
@@ -449,6 +450,7 @@ def _fall(book: Book, curve: Curve, tile: Tile, here: int, stop: int, equity: fl
         if deepest < SHALLOW:
             curve = _by_bars(book, curve, tile, here, stop)
             deepest = curve.deepest
+    equity = book.cash + book.units * tile.close[tile.begin + stop - 1]
     return Curve(equity, curve.peak, curve.peak_bar, deepest, curve.deepest_bars, is_deepest, held, sound)
 
 
@@ -558,4 +560,5 @@ def _trustworthy(account: Any, squared_deviations: float, bars: int) -> bool:
         and squared_deviations >= LEAST_SHARE * account.sum2
         and account.sum2 >= LEAST_SHARE * account.reach2
         and account.losses2 >= LEAST_SHARE * account.reach_losses2
+        and (account.losses2 == 0.0 or account.losses2 >= LEAST_DEVIATION * LEAST_DEVIATION * (bars - 1))
     )

@@ -163,12 +163,13 @@ def _wanted(
     lookback, target_volatility, short = int(row[0]), row[2], 0.0 - row[4]
     unknown = min(max(lookback - first - begin, 0), bars)
     wanted[:unknown] = math.nan
-    for i in range(unknown, bars):
-        now, past = close[first + begin + i], close[first + begin + i - lookback]
-        volatility = measured[begin + i]
-        size = target_volatility / volatility if volatility > target_volatility else 1.0
-        direction = 1.0 if now > past else (short if now < past else 0.0)
-        wanted[i] = math.nan if math.isnan(volatility) else direction * size
+    at = first + begin
+    now, past = close[at + unknown : at + bars], close[at + unknown - lookback : at + bars - lookback]
+    volatility, result = measured[begin + unknown : begin + bars], wanted[unknown:]
+    for i in range(now.size):
+        size = target_volatility / volatility[i] if volatility[i] > target_volatility else 1.0
+        direction = 1.0 if now[i] > past[i] else (short if now[i] < past[i] else 0.0)
+        result[i] = math.nan if math.isnan(volatility[i]) else direction * size
 
 
 @compiled

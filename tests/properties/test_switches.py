@@ -220,6 +220,35 @@ def assert_moments_equal(fast: NDArray[np.float64], slow: NDArray[np.float64]) -
 
 
 @pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(
+    ("name", "row", "kind", "seed", "length", "fill"),
+    [
+        pytest.param(
+            "vol_target_momentum",
+            (8.0, 38.0, 0.0246838237152765, 0.2272387217847769, 0.0),
+            "wild",
+            42,
+            266,
+            "same_close",
+            id="the cash of a part was taken for rounding where the price had risen by twenty powers of ten since",
+        ),
+        pytest.param(
+            "sma_cross", (8.0, 23.0, 0.0), "quiet", 122, 80, "next_open", id="losses of a millionth of a millionth"
+        ),
+    ],
+)
+def test_what_once_disagreed_agrees(
+    name: str, row: tuple[float, ...], kind: str, seed: int, length: int, fill: str
+) -> None:
+    costs = Costs.model_validate({"fee_bps": 0.0, "slippage_bps": 0.0, "fill": fill})
+    arguments = (STRATEGIES[name], np.array([row]), made_up_bars(kind, seed, length), costs)
+    fast, slow = attempt(*arguments), general(*arguments)
+    assert isinstance(fast, Evaluation)
+    assert isinstance(slow, Evaluation)
+    assert_equal(fast, slow)
+
+
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("fill", ["next_open", "same_close"])
 @pytest.mark.parametrize("name", SWITCHING)
 def test_equity_is_equal_to_the_last_bit_at_every_close(name: str, fill: str) -> None:
