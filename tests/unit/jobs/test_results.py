@@ -18,6 +18,7 @@ from jobs.sweep import Run
 from strategies.backtest import evaluate
 from strategies.base import Rules, full_vector, parameter_table
 from strategies.metrics import METRICS
+from strategies.model import Bars
 from strategies.registry import STRATEGIES
 from strategies.segments import HONEST_COLUMNS
 from tests.run_samples import (
@@ -56,6 +57,7 @@ def test_a_part_comes_back_as_it_was_written(store: BarStore, runs_dir: Path) ->
     assert found is not None
     table = found[1]
     matrix = rows_of(block, run.sets)
+    assert isinstance(run.bars, Bars)
     direct = evaluate(block.strategy, matrix, run.bars, run.spec.costs, cuts=np.array(run.record.cuts))
     for column, name in enumerate(METRICS):
         np.testing.assert_array_equal(table[name].to_numpy(), direct.metrics[:, column])
@@ -183,6 +185,7 @@ def test_parts_of_two_drivers_that_overlap_make_one_table(store: BarStore, runs_
     evaluate_blocks(run, [*cut(run.sets, 3), *plan])
     table, moments = results.assemble(run.folder, run.record, run.sets)
     assert table["set_id"].to_pylist() == list(range(run.record.set_count))
+    assert isinstance(run.bars, Bars)
     whole = [
         evaluate(name, matrix, run.bars, run.spec.costs, cuts=np.array(run.record.cuts)) for name, matrix in run.sets
     ]
