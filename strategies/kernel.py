@@ -122,6 +122,9 @@ TIER_DAYS: Final = 30.0
 DAYS_PER_YEAR: Final = 365.25
 # A bar may have an order at its open and at its end, a stop and a close-out.
 FILLS_PER_BAR: Final = 4
+# Unsigned, for indices that are known not to be negative.
+_1, _2, _3, _4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+_5, _6, _7, _8 = np.uint64(5), np.uint64(6), np.uint64(7), np.uint64(8)
 _KINDS: Final = {"percent": PERCENT, "units": UNITS, "notional": NOTIONAL, "volatility": VOLATILITY}
 
 
@@ -246,11 +249,12 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
     ``tiers`` float64[t, 2] are those of rule 10. ``cuts`` int64[S + 1] are the borders of segments and ``moments``
     float64[S, 6] is filled as ``metrics.moments_of`` says; both may be empty.
 
-    Bars on which something happens are taken one by one. Between them the position stands: ``_quiet`` looks for the
-    next such bar, and the equity of the bars up to it goes into the statistics a block at a time. Returns are summed as
+    Bars on which something happens are taken one by one. Between them the position stands: the next such bar is
+    looked for, and the equity of the bars up to it goes into the statistics, a block at a time. Returns are summed as
     distances from the first one: unlike with sums of the returns themselves nothing cancels that the variance needs.
     """
     open_, high, low, close, volume = tape.open, tape.high, tape.low, tape.close, tape.volume
+    days, volatility = tape.days, tape.volatility
     bars = close.size
     lag = 0 if conditions.same_close else 1
     recording = trace.equity.size > 0
@@ -260,6 +264,8 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
     trailing = conditions.trailing_stop > 0.0
     stopping = trailing or conditions.stop_loss > 0.0 or conditions.take_profit > 0.0 or conditions.leverage > 1.0
     time_stop = conditions.time_stop_bars if conditions.time_stop_bars > 0 else 2 * bars
+    rounded = conditions.min_quantity > 0.0 or conditions.quantity_increment > 0.0
+    easy = conditions.kind == PERCENT and not rounded and conditions.impact == 0.0 and share == 0.0
     tier_days = np.empty(FILLS_PER_BAR * bars if len(tiers) else 0)
     tier_notional = np.empty(tier_days.size)
     tier_first = 0
@@ -291,7 +297,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
     i = 0
     while i < bars:
         if interest and book.units != 0.0 and not charged and i > 0:
-            span = tape.days[i] - tape.days[i - 1]
+            span = days[i] - days[i - 1]
             owed = _interest(
                 book.cash, book.units * close[i - 1], conditions.funding_per_day, conditions.borrow_per_day
             )
@@ -338,7 +344,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
                 continue
             fee = conditions.fee
             if len(tiers):
-                while tier_first < tier_fills and tier_days[tier_first] <= tape.days[i] - TIER_DAYS:
+                while tier_first < tier_fills and tier_days[tier_first] <= days[i] - TIER_DAYS:
                     recent -= tier_notional[tier_first]
                     tier_first += 1
                 if tier_first == tier_fills:
@@ -347,7 +353,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
                     if recent >= tiers[tier, 0]:
                         fee = tiers[tier, 1]
             room = share * volume[i] - used if share > 0.0 else math.inf
-            known = tape.volatility[i - lag] if conditions.kind == VOLATILITY and i >= lag else math.nan
+            known = volatility[i - lag] if conditions.kind == VOLATILITY and i >= lag else math.nan
             venue = Venue(price, fee, volume[i], room, known)
             units = book.units
             if step == 3:
@@ -357,7 +363,11 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
                 rises = i > 0 and close[i] > close[i - 1]
                 if conditions.locked_waits and _locked(tape, i) and buys(book, aim, conditions, venue) == rises:
                     continue
-                book, execution, done = order(book, aim, conditions, venue)
+                if easy and abs(aim) * conditions.size <= conditions.leverage:
+                    book, execution = carry_out(book, aim * conditions.size, price, fee, conditions.slippage)
+                    done = True
+                else:
+                    book, execution, done = order(book, aim, conditions, venue)
             pending = not done
             if execution.quantity == 0.0:
                 continue
@@ -366,7 +376,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
                 _record(trace, fills, i, execution)
                 fills += 1
             if len(tiers):
-                tier_days[tier_fills] = tape.days[i]
+                tier_days[tier_fills] = days[i]
                 tier_notional[tier_fills] = abs(execution.quantity) * execution.price
                 recent += tier_notional[tier_fills]
                 tier_fills += 1
@@ -398,11 +408,22 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
             held = book.units
             if held != 0.0:
                 stop = min(end, first + BLOCK)
-                i, cash, best, charged = _quiet(
-                    target, tape, equity, first, i, stop, lag, standing, book, entry, best, watching, conditions
-                )
-                if interest:
+                begin = i
+                i = _unchanged(target, i - lag, stop - lag, standing) + lag
+                if interest or sparse:
+                    i, cash, best, charged = _with_interest(
+                        tape, equity, first, begin, i, book, entry, best, watching, conditions
+                    )
                     book = with_cash(book, cash)
+                else:
+                    if watching:
+                        low_level, high_level = _fixed_levels(book.cash, held, entry, conditions)
+                        if trailing:
+                            kept = 1.0 - math.copysign(conditions.trailing_stop, held)
+                            i, best = _trailed(high, low, begin, i, low_level, high_level, best, kept)
+                        else:
+                            i = _untouched(high, low, begin, i, low_level, high_level)
+                    _mark(close, equity, begin, i, first, book.cash, held)
                 goes_on = i == stop and i < end
             else:
                 goes_on = False
@@ -454,7 +475,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
         if book.units != 0.0 and (trailing or interest):
             under, over = _levels(book.cash, book.units, entry, best, conditions)
         if book.units == 0.0 and not pending and i < end:
-            i = _first_change(target, i, end, lag, standing)
+            i = _unchanged(target, i - lag, end - lag, standing) + lag
             count = i - first
             distances -= count * pivot
             squares += count * (pivot * pivot)
@@ -494,113 +515,157 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
 
 
 @compiled
-def _quiet(  # noqa: C901 -- one loop for each case, so that none asks on every bar which case it is
-    target: Float64Array,
+def _unchanged(target: Float64Array, begin: int, end: int, standing: float) -> int:
+    """The first place from ``begin`` on, before ``end``, where another target than ``standing`` stands."""
+    # Unsigned, as an index that may be negative costs a comparison; eight at a time, as a way out of a loop costs one.
+    at, stop = np.uint64(begin), np.uint64(end)
+    while at + _8 <= stop:
+        changed = (target[at] != standing) | (target[at + _1] != standing)
+        changed |= (target[at + _2] != standing) | (target[at + _3] != standing)
+        changed |= (target[at + _4] != standing) | (target[at + _5] != standing)
+        changed |= (target[at + _6] != standing) | (target[at + _7] != standing)
+        if changed:
+            break
+        at += _8
+    while at < stop:
+        wanted = target[at]
+        # Not a number is the same as 0, but comes in long runs only before the first position.
+        if wanted != standing and (wanted == wanted or standing != 0.0):
+            break
+        at += _1
+    return int(np.int64(at))
+
+
+@compiled
+def _untouched(high: Float64Array, low: Float64Array, begin: int, end: int, under: float, over: float) -> int:
+    """The first bar from ``begin`` on, before ``end``, that reaches down to ``under`` or up to ``over``."""
+    at, stop = np.uint64(begin), np.uint64(end)
+    while at + _4 <= stop:
+        touched = (low[at] <= under) | (low[at + _1] <= under) | (low[at + _2] <= under) | (low[at + _3] <= under)
+        touched |= (high[at] >= over) | (high[at + _1] >= over) | (high[at + _2] >= over) | (high[at + _3] >= over)
+        if touched:
+            break
+        at += _4
+    while at < stop and not ((low[at] <= under) | (high[at] >= over)):
+        at += _1
+    return int(np.int64(at))
+
+
+@compiled
+def _trailed(
+    high: Float64Array,
+    low: Float64Array,
+    begin: int,
+    end: int,
+    under: float,
+    over: float,
+    best: float,
+    kept: float,
+) -> tuple[int, float]:
+    """The same with a stop of ``best * kept`` that follows the best price: ``kept`` is below 1 for a long."""
+    at, stop = np.uint64(begin), np.uint64(end)
+    if kept < 1.0:
+        while at < stop:
+            if at + _4 <= stop:
+                # If four bars together do not reach the stop that all four would make, none reaches its own.
+                highest = max(max(high[at], high[at + _1]), max(high[at + _2], high[at + _3]))
+                lowest = min(min(low[at], low[at + _1]), min(low[at + _2], low[at + _3]))
+                raised = max(best, highest)
+                if (lowest > under) & (lowest > raised * kept) & (highest < over):
+                    best = raised
+                    at += _4
+                    continue
+            if (low[at] <= under) | (low[at] <= best * kept) | (high[at] >= over):
+                break
+            best = max(best, high[at])
+            at += _1
+    else:
+        while at < stop:
+            if at + _4 <= stop:
+                highest = max(max(high[at], high[at + _1]), max(high[at + _2], high[at + _3]))
+                lowest = min(min(low[at], low[at + _1]), min(low[at + _2], low[at + _3]))
+                lowered = min(best, lowest)
+                if (highest < over) & (highest < lowered * kept) & (lowest > under):
+                    best = lowered
+                    at += _4
+                    continue
+            if (high[at] >= over) | (high[at] >= best * kept) | (low[at] <= under):
+                break
+            best = min(best, low[at])
+            at += _1
+    return int(np.int64(at)), best
+
+
+@compiled
+def _mark(
+    close: Float64Array, equity: Float64Array, begin: int, end: int, first: int, cash: float, units: float
+) -> None:
+    """The equity of the bars from ``begin`` to before ``end``, that of bar ``first`` into place 1."""
+    place = np.uint64(1 + begin - first)
+    for at in range(np.uint64(begin), np.uint64(end)):
+        equity[place] = cash + units * close[at]
+        place += _1
+
+
+@compiled
+def _with_interest(
     tape: Tape,
     equity: Float64Array,
     first: int,
     begin: int,
-    stop: int,
-    lag: int,
-    standing: float,
+    end: int,
     book: Book,
     entry: float,
     best: float,
     watching: bool,
     conditions: Conditions,
 ) -> tuple[int, float, float, bool]:
-    """The first bar from ``begin`` on, before ``stop``, on which there is something to do; those before it are marked.
+    """The first bar before ``end`` that reaches a stop; those before it are marked, cash changing from bar to bar.
 
-    Their equities go into ``equity``, the one of bar ``first`` to place 1. Also the cash after interest, the best price
-    since the entry, and whether that bar has paid its interest already.
+    Also the cash after interest, the best price since the entry, and whether that bar has paid its interest already.
     """
-    # Slices, so that the loops count from 0: numba then knows that no index is negative.
-    wanted = target[begin - lag : stop - lag]
-    close = tape.close[begin:stop]
-    marks = equity[1 + begin - first :]
-    cash, units = book.cash, book.units
-    interest = conditions.funding_per_day != 0.0 or conditions.borrow_per_day != 0.0
-    if not watching and not interest:
-        for k in range(close.size):
-            if wanted[k] != standing:
-                return begin + k, cash, best, False
-            marks[k] = cash + units * close[k]
-        return stop, cash, best, False
-    low, high = tape.low[begin:stop], tape.high[begin:stop]
-    under, over = _fixed_levels(cash, units, entry, conditions)
-    sparse = tape.sparse and conditions.volume_counts
-    trailing = conditions.trailing_stop
-    if interest or sparse:
-        return _quiet_with_interest(wanted, tape, marks, begin, stop, standing, book, entry, best, watching, conditions)
-    if trailing == 0.0:
-        for k in range(close.size):
-            if (wanted[k] != standing) | (low[k] <= under) | (high[k] >= over):
-                return begin + k, cash, best, False
-            marks[k] = cash + units * close[k]
-    elif units > 0.0:
-        kept = 1.0 - trailing
-        for k in range(close.size):
-            if (wanted[k] != standing) | (low[k] <= max(under, best * kept)) | (high[k] >= over):
-                return begin + k, cash, best, False
-            best = max(best, high[k])
-            marks[k] = cash + units * close[k]
-    else:
-        kept = 1.0 + trailing
-        for k in range(close.size):
-            if (wanted[k] != standing) | (low[k] <= under) | (high[k] >= min(over, best * kept)):
-                return begin + k, cash, best, False
-            best = min(best, low[k])
-            marks[k] = cash + units * close[k]
-    return stop, cash, best, False
-
-
-@compiled
-def _quiet_with_interest(
-    wanted: Float64Array,
-    tape: Tape,
-    marks: Float64Array,
-    begin: int,
-    stop: int,
-    standing: float,
-    book: Book,
-    entry: float,
-    best: float,
-    watching: bool,
-    conditions: Conditions,
-) -> tuple[int, float, float, bool]:
-    """``_quiet`` where cash changes from bar to bar, or bars have no volume."""
-    close = tape.close[begin - 1 : stop]
-    days = tape.days[begin - 1 : stop]
-    low, high, volume = tape.low[begin:stop], tape.high[begin:stop], tape.volume[begin:stop]
+    high, low, close, volume, days = tape.high, tape.low, tape.close, tape.volume, tape.days
     funding, borrow = conditions.funding_per_day, conditions.borrow_per_day
-    trailing = conditions.trailing_stop
     sparse = tape.sparse and conditions.volume_counts
     leveraged = conditions.leverage > 1.0
     cash, units = book.cash, book.units
+    long = units > 0.0
+    trailing = conditions.trailing_stop > 0.0
+    kept = 1.0 - math.copysign(conditions.trailing_stop, units)
     # A margin call's price moves with cash.
     under, over = _fixed_levels(math.inf if leveraged else cash, units, entry, conditions)
-    margin = units * (1.0 - math.copysign(conditions.maintenance_margin, units))
-    for k in range(low.size):
-        if wanted[k] != standing:
-            return begin + k, cash, best, False
-        cash -= _interest(cash, units * close[k], funding, borrow) * (days[k + 1] - days[k])
-        if watching and (not sparse or volume[k] > 0.0):
+    margin = -1.0 / (units * (1.0 - math.copysign(conditions.maintenance_margin, units)))
+    place = np.uint64(1 + begin - first)
+    last = close[begin - 1]
+    then = days[begin - 1]
+    for at in range(np.uint64(begin), np.uint64(end)):
+        span = days[at] - then
+        then = days[at]
+        paid = funding * (units * last) * span
+        if not long:
+            paid -= borrow * (units * last) * span
+        elif cash < 0.0:
+            paid -= borrow * cash * span
+        cash -= paid
+        if watching and (not sparse or volume[at] > 0.0):
             lower, upper = under, over
-            if units > 0.0:
-                if trailing > 0.0:
-                    lower = max(lower, best * (1.0 - trailing))
+            if long:
                 if leveraged:
-                    lower = max(lower, -cash / margin)
+                    lower = max(lower, cash * margin)
+                if trailing:
+                    lower = max(lower, best * kept)
             else:
-                if trailing > 0.0:
-                    upper = min(upper, best * (1.0 + trailing))
                 if leveraged:
-                    upper = min(upper, -cash / margin)
-            if low[k] <= lower or high[k] >= upper:
-                return begin + k, cash, best, True
-            best = max(best, high[k]) if units > 0.0 else min(best, low[k])
-        marks[k] = cash + units * close[k + 1]
-    return stop, cash, best, False
+                    upper = min(upper, cash * margin)
+                if trailing:
+                    upper = min(upper, best * kept)
+            if (low[at] <= lower) | (high[at] >= upper):
+                return int(np.int64(at)), cash, best, True
+            best = max(best, high[at]) if long else min(best, low[at])
+        last = close[at]
+        equity[place] = cash + units * last
+        place += _1
+    return end, cash, best, False
 
 
 @compiled
@@ -617,18 +682,6 @@ def volatility_of(close: Float64Array, days: Float64Array, window: int) -> Float
             years = (days[i] - days[i - window]) / DAYS_PER_YEAR
             result[i] = math.sqrt(squares / (window - 1) * (window / years))
     return result
-
-
-@compiled
-def _first_change(target: Float64Array, i: int, end: int, lag: int, standing: float) -> int:
-    """The first bar from ``i`` on, before ``end``, at which another target than ``standing`` is carried out."""
-    if standing != 0.0:
-        while i < end and target[i - lag] == standing:
-            i += 1
-        return i
-    while i < end and not (target[i - lag] != 0.0 and target[i - lag] == target[i - lag]):
-        i += 1
-    return i
 
 
 @compiled

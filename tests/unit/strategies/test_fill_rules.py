@@ -636,7 +636,7 @@ def account(case: Case) -> tuple[kernel.Outcome, kernel.Trace]:
 def test_rule(case: Case) -> None:
     outcome, trace = account(case)
     assert outcome.fault == kernel.OK
-    signed = trace.fill_side * trace.fill_quantity
+    signed = trace.fill_side[: outcome.fills] * trace.fill_quantity[: outcome.fills]
     fills = [(float(trace.fill_bar[i]), float(signed[i]), float(trace.fill_price[i])) for i in range(outcome.fills)]
     assert len(fills) == len(case.fills), fills
     for got, expected in zip(fills, case.fills, strict=True):
