@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cluster.ray_jobs import Job
     from strategies.backtest import SweepSpec
     from strategies.model import Bars
+    from strategies.panel import Panel
 
 __all__ = [
     "Block",
@@ -55,9 +56,11 @@ __all__ = [
     "describe_run",
     "failure_of",
     "list_runs",
+    "market_hash",
     "open_run",
     "prepare_run",
     "read_bars",
+    "read_market",
     "settle",
     "spec_hash",
 ]
@@ -126,17 +129,18 @@ def describe_run(
     from strategies.segments import plan_segments
 
     sets = spec.parameter_sets()
-    bars = read_bars(store, spec)
-    set_count = sum(len(matrix) for _, matrix in sets)
+    bars = read_market(store, spec)
+    # Of a search it is what it may try; how many it has tried its driver says in the end.
+    set_count = spec.search.sets if spec.search else sum(len(matrix) for _, matrix in sets)
     return RunRecord(
         run_id=run_id,
         kind=kind,
         created_ns=created_ns,
         spec_hash=spec_hash(spec),
-        product_id=bars.product_id,
+        product_id=", ".join(_products(spec)),
         granularity=str(bars.granularity),
-        data_hash=store.data_hash(bars),
-        data_source=_source(store, bars),
+        data_hash=market_hash(bars),
+        data_source=_source(store, spec),
         bar_count=len(bars),
         first_ts_ns=int(bars.ts_ns[0]),
         last_ts_ns=int(bars.ts_ns[-1]),
@@ -154,6 +158,8 @@ def read_bars(store: BarStore, spec: SweepSpec, record: RunRecord | None = None)
 
     With the ``record`` of a run laid out before, exactly its range: bars that came in since then change nothing.
     """
+    if spec.product_ids:
+        raise RunError("product_ids", ", ".join(spec.product_ids), "one product: this cannot be done with several yet")
     start_ns, end_ns = spec.start_ns, spec.end_ns
     if record is not None:
         start_ns, end_ns = record.first_ts_ns, record.last_ts_ns + spec.granularity.ns
@@ -161,6 +167,41 @@ def read_bars(store: BarStore, spec: SweepSpec, record: RunRecord | None = None)
     if len(bars) < BARS_MIN:
         raise RunError("start", len(bars), f"at least {BARS_MIN} bars of {spec.product_id} between start and end")
     return bars
+
+
+def read_market(store: BarStore, spec: SweepSpec, record: RunRecord | None = None) -> Bars | Panel:
+    """``read_bars``, or the panel of several products; raises ``PanelError`` too.
+
+    Each product is read as far as the store has it between start and end, so that one that was listed later, or is
+    traded no longer, is in the panel from then or until then.
+    """
+    from strategies.panel import panel_of
+
+    if not spec.product_ids:
+        return read_bars(store, spec, record)
+    series = []
+    for product_id in spec.product_ids:
+        bars = store.read(product_id, spec.granularity, spec.start_ns, spec.end_ns)
+        if record is not None:
+            ends = [record.first_ts_ns, record.last_ts_ns + 1]
+            first, last = bars.ts_ns.searchsorted(ends).tolist()
+            bars = bars.between(first, last)
+        series.append(bars)
+    panel = panel_of(series)
+    if len(panel) < BARS_MIN:
+        raise RunError("start", len(panel), f"at least {BARS_MIN} bars between start and end")
+    return panel
+
+
+def market_hash(market: Bars | Panel) -> str:
+    """The SHA-256 of everything a run is computed on: one product's bars, or those of all, in their order."""
+    from cluster.bar_checks import data_hash
+    from strategies.model import Bars
+
+    if isinstance(market, Bars):
+        return data_hash(market)
+    hashes = [f"{product_id} {data_hash(market.bars(product_id))}" for product_id in market.product_ids]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def open_run(runs_dir: Path, run_id: str) -> RunFolder:
@@ -270,13 +311,19 @@ def _same_run(folder: RunFolder, spec: SweepSpec) -> RunFolder:
     return folder
 
 
-def _source(store: BarStore, bars: Bars) -> str:
+def _products(spec: SweepSpec) -> tuple[str, ...]:
+    return spec.product_ids or (spec.product_id,)
+
+
+def _source(store: BarStore, spec: SweepSpec) -> str:
+    """Where the bars came from; SIMULATED where any of them did."""
     from cluster.market_data import SIMULATED
 
-    for info in store.ls():
-        if (info.product_id, info.granularity) == (bars.product_id, bars.granularity):
-            return SIMULATED if info.simulated else ", ".join(info.sources)
-    return UNKNOWN
+    wanted = [(product_id, spec.granularity) for product_id in _products(spec)]
+    found = [info for info in store.ls() if (info.product_id, info.granularity) in wanted]
+    if any(info.simulated for info in found):
+        return SIMULATED
+    return ", ".join(dict.fromkeys(source for info in found for source in info.sources)) or UNKNOWN
 
 
 def _info(folder: RunFolder) -> RunInfo:

@@ -17,8 +17,9 @@ import numpy as np
 from cluster.run_folder import Block, RunFolder
 from jobs.parts import Identity, read_part, write_part
 from jobs.plan import ParameterSets, Source
-from strategies.backtest import evaluate
-from strategies.model import Bars, Float64Array, Int64Array
+from strategies.model import Bars, Float64Array, Granularity, Int64Array
+from strategies.panel import Panel
+from strategies.portfolio import evaluate
 from strategies.spec import Costs, Sizing
 
 # Exactly what Tune gives its actors. With the same for the whole job they move into workers that are already up; a
@@ -35,10 +36,11 @@ class Work:
     folder: RunFolder
     identity: Identity
     sets: ParameterSets
-    bars: Bars
+    bars: Bars | Panel
     costs: Costs
     sizing: Sizing
     cuts: Int64Array
+    decide_on: Granularity | None = None
 
 
 def evaluate_block(config: dict[str, Any], work: Work) -> dict[str, Any]:
@@ -56,8 +58,13 @@ def evaluate_block(config: dict[str, Any], work: Work) -> dict[str, Any]:
     work.folder.load_strategies()
     _load_kernels(block.strategy, matrix, work)
     started_s = time.perf_counter()
-    found_rows = evaluate(block.strategy, matrix, work.bars, work.costs, work.sizing, work.cuts)
-    write_part(work.folder, block, matrix, found_rows.metrics, found_rows.moments, work.identity)
+    bars, cuts = _first_bars(work, block.bar_count)
+    found_rows = evaluate(block.strategy, matrix, bars, work.costs, work.sizing, cuts, work.decide_on)
+    # Of segments that were not reached to their end nothing is known.
+    moments = np.full((len(matrix), len(work.cuts) - 1, found_rows.moments.shape[2]), np.nan)
+    whole = int(np.searchsorted(work.cuts, len(bars), side="right")) - 1
+    moments[:, :whole] = found_rows.moments[:, :whole]
+    write_part(work.folder, block, matrix, found_rows.metrics, moments, work.identity)
     return {"seconds": time.perf_counter() - started_s}
 
 
@@ -85,10 +92,17 @@ def rows_of(block: Block, sets: ParameterSets) -> Float64Array:
     return sets[block.grid][1][block.start - first : block.stop - first]
 
 
+def _first_bars(work: Work, bar_count: int | None) -> tuple[Bars | Panel, Int64Array]:
+    """The first bars of the history and the cuts of the segments they reach."""
+    if bar_count is None:
+        return work.bars, work.cuts
+    return work.bars.between(0, bar_count), np.append(work.cuts[work.cuts < bar_count], bar_count)
+
+
 def _load_kernels(strategy: str, matrix: Float64Array, work: Work) -> None:
     """Load what a strategy calls before the clock runs: a worker does it once, and it says nothing of a set's cost."""
     bars = work.bars.between(0, min(WARM_UP_BARS, len(work.bars)))
-    evaluate(strategy, matrix[:1], bars, work.costs, work.sizing, np.array([0, len(bars)]))
+    evaluate(strategy, matrix[:1], bars, work.costs, work.sizing, np.array([0, len(bars)]), work.decide_on)
 
 
 def connect() -> int:

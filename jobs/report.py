@@ -28,7 +28,7 @@ from cluster.run_folder import LOWER_IS_BETTER, RunError, RunFolder, RunRecord, 
 from jobs.planes import planes_of
 from strategies.metrics import METRICS, NS_PER_YEAR
 from strategies.model import Float64Array, Granularity, Int64Array
-from strategies.registry import STRATEGIES
+from strategies.registry import CROSS_SECTIONS, STRATEGIES
 from strategies.spec import SweepSpec
 
 SERIES_POINTS_MAX: Final = 2_000
@@ -295,7 +295,7 @@ def _data(run: _Run) -> str:
     metrics = [name for name in LABELS if name in METRICS]
     data = {
         "scale": "log" if run.equity.min() > 0 and run.equity.max() > LOG_FROM * run.equity.min() else "linear",
-        "currency": run.record.product_id.partition("-")[2],
+        "currency": run.record.product_id.rpartition("-")[2],
         "series": {
             "ts": [_iso(ts) for ts in run.ts_ns[at].tolist()],
             "equity": _rounded(run.equity[at]),
@@ -303,7 +303,7 @@ def _data(run: _Run) -> str:
             "drawdown": _rounded(-_drawdown(run.equity)[at]),
             "hold_drawdown": _rounded(-_drawdown(run.hold)[at]),
         },
-        "planes": planes_of(run.table, {name: _title(name) for name in STRATEGIES}, run.sort_by),
+        "planes": planes_of(run.table, {name: _title(name) for name in (*STRATEGIES, *CROSS_SECTIONS)}, run.sort_by),
         "metrics": {name: LABELS[name] for name in metrics},
         "percent": sorted(PERCENT),
         "sort_by": run.sort_by,
@@ -364,7 +364,7 @@ def _short(value: float) -> str:
 
 
 def _title(strategy: str) -> str:
-    known = STRATEGIES.get(strategy)
+    known = STRATEGIES.get(strategy) or CROSS_SECTIONS.get(strategy)
     return known.title if known else strategy
 
 

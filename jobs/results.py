@@ -19,14 +19,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.run_folder import RunError, RunFolder, RunRecord, ranking, replace_file, replacing, sorting_metric
+from cluster.run_folder import RunError, RunFolder, RunRecord, best_first, replace_file, replacing, sorting_metric
 from jobs.parts import MOMENTS_PER_SEGMENT, PARQUET, parts_of, write_table
 from jobs.plan import ParameterSets
+from strategies import portfolio
 from strategies.backtest import BacktestSpec, Result, SweepSpec, run
 from strategies.base import RULES, parameter_table
 from strategies.metrics import METRICS
 from strategies.model import Bars, Float64Array, Int64Array
-from strategies.registry import get
+from strategies.panel import Panel
+from strategies.portfolio import PortfolioResult
+from strategies.registry import find
 from strategies.segments import HONEST_COLUMNS
 
 TOP_ROWS: Final = 10
@@ -67,7 +70,7 @@ def assemble(folder: RunFolder, record: RunRecord, sets: ParameterSets) -> tuple
     Columns: ``set_id``, ``strategy``, a nullable column a parameter, ``params`` (JSON), the metrics.
     Raises ``RunError`` naming the first set that no part holds.
     """
-    moments = _unnamed_file(folder.path, (record.set_count, max(0, len(record.cuts) - 1), MOMENTS_PER_SEGMENT))
+    moments = unnamed_file(folder.path, (record.set_count, max(0, len(record.cuts) - 1), MOMENTS_PER_SEGMENT))
     pieces: list[pa.Table] = []
     reached = 0
     for block, table in parts_of(folder, record):
@@ -93,7 +96,7 @@ def rank(table: pa.Table, columns: Mapping[str, Float64Array], spec: SweepSpec) 
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values))
     sorted_by, note = sorting_metric(table, spec.sort_by)
-    order = ranking(table[sorted_by].to_numpy(), table["set_id"].to_numpy(), sorted_by)
+    order = best_first(table, sorted_by)
     return Ranked(table, order, sorted_by, note)
 
 
@@ -108,7 +111,7 @@ def parameter_columns(sets: ParameterSets) -> dict[str, pa.Array]:
     whole: dict[str, bool] = {}
     first = 0
     for strategy, matrix in sets:
-        for position, info in enumerate(parameter_table(get(strategy))):
+        for position, info in enumerate(parameter_table(find(strategy))):
             column = values.setdefault(info.name, np.full(total, math.nan))
             column[first : first + len(matrix)] = matrix[:, position]
             whole[info.name] = whole.get(info.name, True) and info.kind == "int"
@@ -124,14 +127,19 @@ def write_results(folder: RunFolder, ranked: Ranked) -> None:
             writer.write_table(ranked.table.take(pa.array(ranked.order[start : start + ROWS_AT_A_TIME])))
 
 
-def write_best(folder: RunFolder, spec: SweepSpec, best: Mapping[str, Any], bars: Bars) -> Result:
+def write_best(
+    folder: RunFolder, spec: SweepSpec, best: Mapping[str, Any], bars: Bars | Panel
+) -> Result | PortfolioResult:
     """Run the best set once more with everything that happened and write best/equity.parquet and best/fills.parquet.
 
-    ``best`` is a row as ``Ranked.top`` gives it. Its metrics are those of the table to the last bit.
+    ``best`` is a row as ``Ranked.top`` gives it. Its metrics are those of the table to the last bit. Of several
+    products ``target`` and ``position_units`` have a column each (``target BTC-USD``), and a fill says which it is of.
     """
     backtest = BacktestSpec(
         product_id=spec.product_id,
+        product_ids=spec.product_ids,
         granularity=spec.granularity,
+        decide_on=spec.decide_on,
         start=spec.start,
         end=spec.end,
         strategy=best["strategy"],
@@ -140,27 +148,37 @@ def write_best(folder: RunFolder, spec: SweepSpec, best: Mapping[str, Any], bars
         sizing=spec.sizing,
         seed=spec.seed,
     )
-    result = run(backtest, bars)
-    equity = pa.table(
-        {
-            "ts_ns": bars.ts_ns,
-            "equity": result.equity,
-            "buy_and_hold": buy_and_hold(bars, spec),
-            "target": result.target,
-            "position_units": result.position_units,
-        }
-    )
+    result = portfolio.run(backtest, bars) if isinstance(bars, Panel) else run(backtest, bars)
+    curves = {"ts_ns": bars.ts_ns, "equity": result.equity, "buy_and_hold": buy_and_hold(bars, spec)}
     fills = {name: result.fills[name] for name in result.fills.dtype.names or ()}
+    if isinstance(result, PortfolioResult):
+        for row, product_id in enumerate(result.product_ids):
+            curves |= {f"target {product_id}": result.weights[row], f"position_units {product_id}": result.units[row]}
+        fills["product"] = np.array(result.product_ids)[result.fills["product"]]
+    else:
+        curves |= {"target": result.target, "position_units": result.position_units}
+    equity = pa.table(curves)
     folder.equity_file.parent.mkdir(exist_ok=True)
     write_table(folder.equity_file, equity)
     write_table(folder.fills_file, pa.table({"ts_ns": bars.ts_ns[result.fills["bar_index"]], **fills}))
     return result
 
 
-def buy_and_hold(bars: Bars, spec: SweepSpec) -> Float64Array:
-    """float64[n]: all cash put into the product at the first bar's open, fee and slippage paid once."""
-    price = bars.open[0] * (1 + spec.costs.slippage_bps / 1e4) * (1 + spec.costs.fee_bps / 1e4)
-    return np.asarray(spec.costs.initial_cash / price * bars.close)
+def buy_and_hold(bars: Bars | Panel, spec: SweepSpec) -> Float64Array:
+    """float64[n]: all cash put into the product at the first bar's open, fee and slippage paid once.
+
+    Of several products each gets the same share of the cash, at its own first open.
+    """
+    slippage, fee = 1 + spec.costs.slippage_bps / 1e4, 1 + spec.costs.fee_bps / 1e4
+    if isinstance(bars, Bars):
+        return np.asarray(spec.costs.initial_cash / (bars.open[0] * slippage * fee) * bars.close)
+    share = spec.costs.initial_cash / len(bars.product_ids)
+    worth, closes = np.zeros(len(bars)), bars.last_close()
+    for row in range(len(bars.product_ids)):
+        first = int(np.argmin(np.isnan(bars.open[row])))
+        units = share / (bars.open[row, first] * slippage * fee)
+        worth += np.where(np.arange(len(bars)) < first, share, units * closes[row])
+    return worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +221,13 @@ def summarise(record: RunRecord, spec: SweepSpec, ranked: Ranked, speed: Speed) 
     }
 
 
-def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Put summary.json into place."""
-    replace_file(folder.summary_file, json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Put a page of figures into place; not a number is not JSON."""
+    replace_file(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def _unnamed_file(folder: Path, shape: tuple[int, ...]) -> Float64Array:
+def unnamed_file(folder: Path, shape: tuple[int, ...]) -> Float64Array:
+    """An array of zeros on the disk, not in memory, gone with the process."""
     size = 8 * math.prod(shape)
     if size == 0:
         return np.empty(shape)

@@ -38,13 +38,18 @@ from cluster.runs import (
     code_identity,
     describe_run,
     failure_of,
-    read_bars,
+    market_hash,
+    read_market,
     spec_hash,
 )
 from jobs import blocks, parts, results
 from jobs.plan import GridPlan, ParameterSets
+from jobs.search import StudySource
+from jobs.study import check_search
 from strategies.backtest import SweepSpec
+from strategies.metrics import NS_PER_YEAR
 from strategies.model import Bars
+from strategies.panel import Panel
 from strategies.segments import plan_segments
 
 DONE: Final = 0
@@ -104,7 +109,7 @@ class Run:
     folder: RunFolder
     spec: SweepSpec
     record: RunRecord
-    bars: Bars
+    bars: Bars | Panel
     sets: ParameterSets
 
 
@@ -122,14 +127,16 @@ def check(folder: RunFolder, store: BarStore, state: Reporter) -> Run | None:
         # Bars that were changed since then are no reason to spoil a run that is over.
         if _succeeded(folder):
             return None
-        bars = read_bars(store, spec, record)
-        _require("data_hash", store.data_hash(bars), record.data_hash, "bars")
+        bars = read_market(store, spec, record)
+        _require("data_hash", market_hash(bars), record.data_hash, "bars")
     else:
-        bars = read_bars(store, spec)
+        bars = read_market(store, spec)
         record = describe_run(folder.run_id, store, spec, "sweep", time.time_ns())
     # What counts is the code that computes, and that may be another machine's than the one that laid out the folder.
     cuts = record.cuts or tuple(plan_segments(len(bars)).tolist())
     record = record.model_copy(update=code_identity() | {"cuts": cuts})
+    if spec.search is not None:
+        check_search(spec, len(bars))
     folder.write_record(record)
     folder.parts_dir.mkdir(exist_ok=True)
     state.begin(record.set_count)
@@ -139,8 +146,7 @@ def check(folder: RunFolder, store: BarStore, state: Reporter) -> Run | None:
 def compute(run: Run, state: Reporter) -> None:
     """Compute what is missing, then write what the run is for."""
     state.phase("computing")
-    plan = GridPlan(run.sets, parts.finished_blocks(run.folder, run.record))
-    state.resumed(run.record.set_count - plan.left)
+    plan = plan_of(run, state)
     work = work_of(run)
 
     def on_block(block: Block, seconds: float) -> None:
@@ -150,7 +156,7 @@ def compute(run: Run, state: Reporter) -> None:
     if plan.left_s < WORKER_SECONDS_MIN:
         blocks.compute_here(work, plan, on_block)
     if plan.finished:
-        finish(run, state)
+        finish(run, state, plan)
         return
     state.phase("connecting")
     cpus = blocks.connect()
@@ -160,7 +166,19 @@ def compute(run: Run, state: Reporter) -> None:
     plan.workers = max(1, min(cpus, round(plan.left_s / WORKER_SECONDS_MIN)))
     from jobs.trials import run_blocks
 
-    run_blocks(work, plan, plan.workers, on_block, on_last=lambda: finish(run, state))
+    run_blocks(work, plan, plan.workers, on_block, on_last=lambda: finish(run, state, plan))
+
+
+def plan_of(run: Run, state: Reporter) -> GridPlan | StudySource:
+    """The blocks of the grids, or of the search; what the parts in the run folder hold counts as done."""
+    if run.spec.search is None:
+        plan = GridPlan(run.sets, parts.finished_blocks(run.folder, run.record))
+        state.resumed(run.record.set_count - plan.left)
+        return plan
+    source = StudySource(run.folder, run.record, run.spec)
+    state.begin(source.total)
+    state.resumed(source.total - source.left)
+    return source
 
 
 def work_of(run: Run) -> blocks.Work:
@@ -173,19 +191,35 @@ def work_of(run: Run) -> blocks.Work:
         run.spec.costs,
         run.spec.sizing,
         np.array(run.record.cuts, dtype=np.int64),
+        run.spec.decide_on,
     )
 
 
-def finish(run: Run, state: Reporter) -> None:
+def finish(run: Run, state: Reporter, plan: GridPlan | StudySource | None = None) -> None:
     """Write the table, the best set's curves, the summary and the report, and mark the run SUCCEEDED."""
+    searched = plan if isinstance(plan, StudySource) else None
+    if searched is not None:
+        run = with_sets(run, searched.sets())
+        state.begin(searched.total)
     state.phase("ranking")
-    table, _moments = results.assemble(run.folder, run.record, run.sets)
-    ranked = results.rank(table, {}, run.spec)
+    from jobs import honesty
+
+    table, moments = searched.assemble() if searched else results.assemble(run.folder, run.record, run.sets)
+    cuts = np.array(run.record.cuts, dtype=np.int64)
+    study = honesty.study_of(run.sets, moments, cuts, bars_per_year(run.bars), run.spec.seed)
+    columns = honesty.columns_of(study)
+    ranked = results.rank(table, columns, run.spec)
     results.write_results(run.folder, ranked)
-    results.write_best(run.folder, run.spec, ranked.top(1)[0], run.bars)
+    best = ranked.top(1)[0]
+    result = results.write_best(run.folder, run.spec, best, run.bars)
+    results.write_json(run.folder.honesty_file, honesty.page_of(study, columns, best["set_id"], result))
     speed = results.Speed(state.computed_sets, state.computed_blocks, state.blocks_s, state.timings_s())
     summary = results.summarise(run.record, run.spec, ranked, speed)
-    results.write_summary(run.folder, summary)
+    if searched is not None:
+        summary |= {"evaluations": searched.evaluations, "study": searched.summary()}
+        if len(searched.study.bar_counts) > 1:
+            summary["evaluations_per_s"] = None  # its sets were not all run on the same bars
+    results.write_json(run.folder.summary_file, summary)
     for place, row in enumerate(summary["top"], 1):
         print(f"{place:3}. {row['strategy']} {row['params']} {ranked.sorted_by} {row[ranked.sorted_by]}", flush=True)
     state.phase("reporting")
@@ -194,6 +228,13 @@ def finish(run: Run, state: Reporter) -> None:
     write_report(run.folder)
     state.succeeded()
     print("seconds:", " ".join(f"{phase} {spent_s:.2f}" for phase, spent_s in state.timings_s().items()), flush=True)
+
+
+def with_sets(run: Run, sets: ParameterSets) -> Run:
+    """The run of a search once its sets are known; its record says so from now on."""
+    record = run.record.model_copy(update={"set_count": sum(len(matrix) for _, matrix in sets)})
+    run.folder.write_record(record)
+    return Run(run.folder, run.spec, record, run.bars, sets)
 
 
 @dataclass
@@ -280,6 +321,12 @@ class Reporter:
         self._progress = self._progress.model_copy(update={**update, "updated_ns": time.time_ns()})
         self.folder.write_progress(self._progress)
         self._written_s = time.monotonic()
+
+
+def bars_per_year(bars: Bars | Panel) -> float:
+    """Returns a year, as the metrics count them; not a number where the bars take no time."""
+    years = (int(bars.ts_ns[-1]) - int(bars.ts_ns[0])) / NS_PER_YEAR
+    return (len(bars) - 1) / years if years > 0 else math.nan
 
 
 def _require(field: str, found: str, began_with: str, what: str) -> None:
