@@ -105,6 +105,16 @@ def kill_workers(head: RayHead) -> set[int]:
     return killed
 
 
+def starve(process: psutil.Process) -> bool:
+    """From now on a process gets no memory beyond what it has; False where it has ended or has its limit."""
+    with contextlib.suppress(psutil.Error):
+        if process.rlimit(psutil.RLIMIT_AS)[0] == psutil.RLIM_INFINITY:
+            size = process.memory_info().vms
+            process.rlimit(psutil.RLIMIT_AS, (size, size))
+            return True
+    return False
+
+
 @pytest.mark.fault("7", "the worker of every block SIGKILLed once", "the table of a quiet run, bit for bit")
 def test_every_block_may_lose_its_worker(
     head: RayHead, store: BarStore, tmp_path: Path, quiet: bytes, report: Report, full: bool
@@ -174,9 +184,7 @@ def test_a_sweep_without_memory_fails_and_goes_on_later(
     while driver.process.poll() is None:
         # From now on every request for memory is refused, as by a container's limit.
         for process in [driver.process] if victim == "driver" else head.workers(WORKER):
-            with contextlib.suppress(psutil.Error):
-                process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms, process.memory_info().vms))
-                starved += 1
+            starved += starve(process)
         time.sleep(0.02)
     status = driver.process.returncode
     progress = folder.progress() if folder.progress().state.ended else settle(folder, "FAILED")
@@ -210,10 +218,8 @@ def test_the_risk_path_does_not_notice_a_backtest_without_memory(
         while not jobs.status(folder.run_id).ended:
             assert time.monotonic() < deadline_s, "the job did not end"
             for process in _drivers(folder):
-                with contextlib.suppress(psutil.Error):
-                    vms = process.memory_info().vms
-                    if folder.progress().phase in {"computing", "connecting", "ranking"}:
-                        process.rlimit(psutil.RLIMIT_AS, (vms, vms))
+                if folder.progress().phase in {"computing", "connecting", "ranking"}:
+                    starve(process)
             time.sleep(0.05)
         load.finish()
         figures = load.figures()
