@@ -155,7 +155,7 @@ def check(
 def ls(as_json: bool = JsonOption) -> None:
     """The shipped strategies with their parameters, and the rules every strategy takes."""
     from strategies.base import RULES, own_parameters
-    from strategies.registry import STRATEGIES
+    from strategies.registry import CROSS_SECTIONS, STRATEGIES
 
     if as_json:
         described = [
@@ -165,11 +165,12 @@ def ls(as_json: bool = JsonOption) -> None:
                 "parameters": [dataclasses.asdict(info) for info in own_parameters(one)],
                 "below": [list(pair) for pair in one.params.BELOW],
             }
-            for one in STRATEGIES.values()
+            for one in (*STRATEGIES.values(), *CROSS_SECTIONS.values())
         ]
         print_json({"strategies": described, "rules": [dataclasses.asdict(info) for info in RULES]})
         return
-    rows = [row for one in STRATEGIES.values() for row in _rows(one.name, own_parameters(one))]
+    shipped = (*STRATEGIES.values(), *CROSS_SECTIONS.values())
+    rows = [row for one in shipped for row in _rows(one.name, own_parameters(one))]
     rows += _rows("(every one)", RULES)
     columns = ["strategy", "parameter", "default>", "lowest>", "highest>", "meaning"]
     print_table("strategies", columns, rows, "(every one): rules any strategy takes, your own as well; 0 is off")
