@@ -15,6 +15,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.cli_access import running_settings
 from cluster.cli_queue import PriorityOption, place_of, queue_of, register, submit, take_turns
+from cluster.cli_remote import DataDirOption, ImageOption, PythonOption, TokenFileOption, ToOption, look, send
+from cluster.cli_remote import register as register_remote
+from cluster.cli_search import (
+    ConstraintOption,
+    EtaOption,
+    ExtendOption,
+    GenerationOption,
+    ObjectiveOption,
+    PatienceOption,
+    RungsOption,
+    SearchOption,
+    SetsOption,
+    TargetOption,
+    TimeBudgetOption,
+    continuous_axis,
+    extend,
+    print_study,
+    search_of,
+)
 from cluster.cli_strategy import is_file_name, named_strategies, users_strategy
 from cluster.console import FAILED, CommandError, JsonOption, command, console, errors, print_json, print_table
 from cluster.local import ray_token
@@ -36,6 +55,11 @@ LOOK_AHEAD_MARK = "LOOK-AHEAD (fills at the close that decided them)"
 SHOWN = ("sharpe", "total_return", "cagr", "max_drawdown", "trades", "win_rate")
 
 ProductOption = typer.Option(..., "--product", "-p", help="For example BTC-USD.")
+PRODUCTS_HELP = "For example BTC-USD; given several times, a strategy over several products that share one cash."
+ProductsOption = typer.Option(..., "--product", "-p", help=PRODUCTS_HELP)
+DecideOnOption = typer.Option(
+    None, "--decide-on", help="Longer bars that the strategy decides on; fills stay on these."
+)
 GranularityOption = typer.Option("ONE_HOUR", "--granularity", "-g", help="ONE_MINUTE … ONE_DAY.")
 StartOption = typer.Option(None, "--start", help="First moment, ISO 8601 (UTC without an offset).")
 EndOption = typer.Option(None, "--end", help="End, exclusive.")
@@ -124,8 +148,9 @@ def backtest(
     strategy: str = typer.Argument(
         ..., help="A shipped strategy, or your own: a .py file (code; it runs with your rights)."
     ),
-    product: str = ProductOption,
+    product: list[str] = ProductsOption,
     granularity: str = GranularityOption,
+    decide_on: str | None = DecideOnOption,
     param: list[str] = typer.Option([], "--param", help="name=value; repeatable. The others take their default."),
     start: str | None = StartOption,
     end: str | None = EndOption,
@@ -140,19 +165,19 @@ def backtest(
 ) -> None:
     """One strategy with one set of parameters, as a Ray job (a sweep of one)."""
     from strategies.base import parameter_table
-    from strategies.registry import get
+    from strategies.registry import find
     from strategies.spec import parse_spec
 
     if is_file_name(strategy):
         strategy = users_strategy(Path(strategy)).name
     given = dict(_assignment(text, "--param") for text in param)
-    first = parameter_table(get(strategy))[0]
+    first = parameter_table(find(strategy))[0]
     values = {name: [_number(value, f"--param {name}")] for name, value in given.items()} or {
         first.name: [first.default]
     }
     spec = parse_spec(
         {
-            **_period(product, granularity, start, end),
+            **_period(product, granularity, decide_on, start, end),
             "grids": [{"strategy": strategy, "grid": values}],
             "costs": _costs(fee_bps, slippage_bps, fill, cash),
         }
@@ -167,8 +192,9 @@ def sweep(
         help="A specification as YAML or JSON, instead of the options; or your own strategy, a .py file (code; it runs "
         "with your rights and the job's).",
     ),
-    product: str | None = typer.Option(None, "--product", "-p", help="For example BTC-USD."),
+    product: list[str] = typer.Option([], "--product", "-p", help=PRODUCTS_HELP),
     granularity: str = GranularityOption,
+    decide_on: str | None = DecideOnOption,
     grid: list[str] = typer.Option(
         [],
         "--grid",
@@ -186,15 +212,46 @@ def sweep(
         "oos_sharpe", "--sort-by", help="The figure the leaderboard is sorted by; oos_: on bars that were held out."
     ),
     seed: int = typer.Option(0, "--seed", help="Kept with the results."),
+    search: str | None = SearchOption,
+    sets: int | None = SetsOption,
+    objective: list[str] = ObjectiveOption,
+    constraint: list[str] = ConstraintOption,
+    generation: int | None = GenerationOption,
+    eta: int | None = EtaOption,
+    rungs: int | None = RungsOption,
+    patience: int | None = PatienceOption,
+    time_budget_s: float | None = TimeBudgetOption,
+    target: float | None = TargetOption,
+    extended: str | None = ExtendOption,
     top: int = typer.Option(10, "--top", min=1, max=1000, help="Rows of the leaderboard to print."),
     run_id: str | None = RunIdOption,
     priority: Priority = PriorityOption,
+    to: str | None = ToOption,
+    token_file: Path | None = TokenFileOption,
+    data_dir: str = DataDirOption,
+    python: str = PythonOption,
+    image: str | None = ImageOption,
     detach: bool = DetachOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """A parameter sweep over one or more strategies, as a Ray job."""
+    """A parameter sweep over one or more strategies, or a search through their spaces, as a Ray job."""
     from strategies.spec import parse_spec
 
+    if extended is not None:
+        _run(extend(load_settings().runs_path, extended, sets), extended, detach, as_json, priority, top=top)
+        return
+    searched = search_of(
+        search,
+        sets,
+        objectives=objective,
+        constraints=constraint,
+        generation=generation,
+        eta=eta,
+        rungs=rungs,
+        patience=patience,
+        time_budget_s=time_budget_s,
+        target=target,
+    )
     own = users_strategy(spec_file) if spec_file is not None and is_file_name(spec_file.name) else None
     if spec_file is not None and own is None:
         content: dict[str, Any] = read_mapping(spec_file)
@@ -202,16 +259,18 @@ def sweep(
             raise CommandError(f"{spec_file}: no such file, or it is empty", field="spec_file")
         content = named_strategies(content, spec_file.parent)
     else:
-        if product is None:
+        if not product:
             raise CommandError("--product is needed without a specification file", field="product", rule="required")
         content = {
-            **_period(product, granularity, start, end),
+            **_period(product, granularity, decide_on, start, end),
             "grids": _grids(grid, own.name if own else None),
             "costs": _costs(fee_bps, slippage_bps, fill, cash),
             "sort_by": sort_by,
             "seed": seed,
         }
-    _run(parse_spec(content), run_id, detach, as_json, priority, top=top)
+    content |= searched
+    where = {"token_file": token_file, "data_dir": data_dir, "python": python, "image": image}
+    _run(parse_spec(content), run_id, detach, as_json, priority, top=top, to=to, where=where)
 
 
 @data.command("rm")
@@ -347,23 +406,32 @@ def _run(
     priority: Priority,
     top: int = 10,
     kind: Any = "sweep",
+    to: str | None = None,
+    where: dict[str, Any] | None = None,
 ) -> None:
-    """Check, lay out, queue, and (unless detached) follow a run to its leaderboard."""
+    """Check, lay out, queue or send, and (unless detached) follow a run to its leaderboard."""
     from cluster.market_data import BarStore
     from cluster.runs import RunState, prepare_run
 
-    settings = running_settings()
-    client = ray_jobs(settings)
-    folder = prepare_run(settings.runs_path, BarStore(settings.bars_path), spec, run_id, kind)
-    if folder.progress().state is not RunState.SUCCEEDED:
-        submit(settings, client, folder, priority)
+    if to is not None:
+        sent = send(spec, run_id, kind, to, where or {})
+        if sent is None:
+            return
+        folder, client = sent
+        settings = load_settings()
+    else:
+        settings = running_settings()
+        client = ray_jobs(settings)
+        folder = prepare_run(settings.runs_path, BarStore(settings.bars_path), spec, run_id, kind)
+        if folder.progress().state is not RunState.SUCCEEDED:
+            submit(settings, client, folder, priority)
     if detach:
         if as_json:
             print_json({"run_id": folder.run_id, "run_dir": folder.path})
         else:
             console.print(f"submitted {folder.run_id}: desk jobs show {folder.run_id}")
         return
-    progress = _follow(settings, folder)
+    progress = _follow(settings, folder, client if to is not None else None)
     if progress.state is not RunState.SUCCEEDED:
         detail = progress.error.message if progress.error else f"desk jobs logs {folder.run_id}"
         raise CommandError(f"run {folder.run_id}: {progress.state}: {detail}", run_id=folder.run_id)
@@ -373,7 +441,7 @@ def _run(
     _print_leaderboard(folder, top)
 
 
-def _follow(settings: Settings, folder: RunFolder) -> RunProgress:
+def _follow(settings: Settings, folder: RunFolder, elsewhere: RayJobs | None) -> RunProgress:
     """A live progress bar on stderr until the run has ended; Ctrl-C leaves the run alone."""
     from cluster.runs import RunState
 
@@ -386,8 +454,8 @@ def _follow(settings: Settings, folder: RunFolder) -> RunProgress:
                 progress = folder.progress()
                 # A driver that was killed says nothing; its job's status tells, asked now and then.
                 if time.monotonic() - asked_s > 2.0:
-                    take_turns(settings, ray_jobs(settings))
-                    progress, asked_s = _settled(settings, folder), time.monotonic()
+                    progress = look(folder, elsewhere) if elsewhere else _turn(settings, folder)
+                    asked_s = time.monotonic()
                 place = place_of(settings, folder.run_id) if progress.state is RunState.PENDING else None
                 description = f"{folder.run_id}: {progress.phase or progress.state.lower()}"
                 if place:
@@ -400,6 +468,11 @@ def _follow(settings: Settings, folder: RunFolder) -> RunProgress:
         except KeyboardInterrupt:
             errors.print(f"the run goes on: desk jobs show {folder.run_id}; stop it: desk jobs stop {folder.run_id}")
             raise
+
+
+def _turn(settings: Settings, folder: RunFolder) -> RunProgress:
+    take_turns(settings, ray_jobs(settings))
+    return _settled(settings, folder)
 
 
 def _settled(settings: Settings, folder: RunFolder) -> RunProgress:
@@ -435,6 +508,7 @@ def _print_leaderboard(folder: RunFolder, top: int) -> None:
     if folder.summary_file.exists():
         summary = folder.summary()
         console.print(f"{record.set_count} parameter sets in {summary.get('wall_s', 0):.1f} s", highlight=False)
+        print_study(summary)
     if folder.report_file.exists():
         console.print("report: ", end="")
         sys.stdout.write(f"{folder.report_file}\n")
@@ -459,8 +533,12 @@ def ray_jobs(settings: Settings) -> RayJobs:
     return RayJobs(address, SecretStr(token) if token else None)
 
 
-def _period(product: str, granularity: str, start: str | None, end: str | None) -> dict[str, Any]:
-    return {"product_id": product, "granularity": granularity, "start": start, "end": end}
+def _period(
+    products: Sequence[str], granularity: str, decide_on: str | None, start: str | None, end: str | None
+) -> dict[str, Any]:
+    several = {"product_ids": list(products)} if len(products) > 1 else {}
+    period = {"granularity": granularity, "decide_on": decide_on, "start": start, "end": end}
+    return {"product_id": products[0], **several, **period}
 
 
 def _costs(fee_bps: float, slippage_bps: float, fill: str, cash: float) -> dict[str, Any]:
@@ -486,6 +564,8 @@ def _grids(texts: Sequence[str], own: str | None = None) -> list[dict[str, Any]]
 
 
 def _axis(text: str, option: str) -> Any:
+    if (continuous := continuous_axis(text)) is not None:
+        return continuous
     if ":" not in text:
         return [_number(part, f"--grid {option}") for part in text.split(",")]
     parts = [_number(part, f"--grid {option}") for part in text.split(":")]
@@ -529,3 +609,4 @@ def _moment(ts_ns: int) -> str:
 
 
 register(jobs)
+register_remote(jobs)

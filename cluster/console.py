@@ -62,11 +62,20 @@ def fail(error: Exception, as_json: bool) -> None:
     details = dict(getattr(error, "details", {}))
     for name in ("field", "value", "rule", "file", "row", "line", "code"):
         if (value := getattr(error, name, None)) is not None:
-            details.setdefault(name, value)
+            details.setdefault(name, _readable(value))
     if as_json:
         print_json({"error": {"type": type(error).__name__, "message": str(error), **details}})
     else:
         errors.print(f"[bold red]error[/]: {_escape(str(error))}")
+
+
+def _readable(value: Any) -> Any:
+    """The value as JSON can say it: what was refused may be, or hold, what is not a number."""
+    try:
+        json.dumps(value, default=_plain, allow_nan=False)
+    except (ValueError, RecursionError):
+        return repr(value)[:200]
+    return value
 
 
 def print_json(value: Any) -> None:
