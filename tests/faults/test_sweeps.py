@@ -16,7 +16,9 @@ from typing import Any, Final
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
+from cluster.local import ray_token
 from cluster.market_data import SIMULATED, BarStore
 from cluster.ray_jobs import RayJobs
 from cluster.runs import RunFolder, RunState, prepare_run, settle
@@ -210,7 +212,9 @@ def test_the_risk_path_does_not_notice_a_backtest_without_memory(
     store = BarStore(desk.settings.bars_path)
     store.write(wavy_bars(600_000, granularity=Granularity.ONE_MINUTE), source=SIMULATED)
     folder = prepare_run(desk.settings.runs_path, store, make_spec(**SWEEP, seed=seed), f"starved-{seed}")
-    jobs = RayJobs(f"127.0.0.1:{desk.settings.ray.dashboard_port}")
+    token = ray_token(desk.settings.state_dir)
+    address = desk.settings.ray.address or f"127.0.0.1:{desk.settings.ray.dashboard_port}"
+    jobs = RayJobs(address, SecretStr(token) if token else None)
     with Load(desk, tmp_path, seed) as load:
         load.await_steady()
         jobs.submit(folder.run_id, folder.entrypoint(store.root), {"kind": "sweep"})
