@@ -47,6 +47,7 @@ from strategies.overfit import (
     minimum_track_record,
     overfitting,
     probabilistic_sharpe,
+    sampling_deviation,
 )
 from strategies.portfolio import PortfolioResult
 from strategies.registry import find
@@ -272,6 +273,8 @@ def _sharpe_tests(study: Study, best: int) -> SharpeTests | None:
         return None
     deviation = _trials_deviation(study.whole)
     trials = independent_trials(mean_correlation(study.moments, study.complete), study.set_count)
+    sampling = float(sampling_deviation(own.returns)[0])
+    luck_of_sampling = expected_max_sharpe(sampling, study.set_count)
     luck, luck_of_independent = (expected_max_sharpe(deviation, count) for count in (study.set_count, trials))
 
     def probability(benchmark: float) -> float | None:
@@ -295,6 +298,9 @@ def _sharpe_tests(study: Study, best: int) -> SharpeTests | None:
         "psr": probability(0.0),
         "dsr": probability(luck),
         "dsr_independent": probability(luck_of_independent),
+        "sampling_deviation": _number(sampling * root),
+        "expected_max_sharpe_sampling": _number(luck_of_sampling * root),
+        "dsr_sampling": probability(luck_of_sampling),
         "min_track_record_years": record_years(0.0),
         "min_track_record_years_deflated": record_years(luck),
         "track_record_years": _number(own.returns[0] / study.per_year),

@@ -143,7 +143,12 @@ class Overfitting(TypedDict):
 
 
 class SharpeTests(TypedDict):
-    """Whether the best set's Sharpe is more than luck. Sharpes are yearly, probabilities in 0 … 1."""
+    """Whether the best set's Sharpe is more than luck. Sharpes are yearly, probabilities in 0 … 1.
+
+    ``dsr`` is the paper's: it takes the whole spread of the trials' Sharpes for luck. Where sets differ truly (one
+    follows trends, another bets against them) that spread is far more than luck gives, and ``dsr`` says too little;
+    ``dsr_sampling`` takes for luck what sampling error alone gives. Between the two lies the answer.
+    """
 
     set_id: int
     sharpe: float | None
@@ -158,6 +163,9 @@ class SharpeTests(TypedDict):
     psr: float | None  # that the true Sharpe is above 0
     dsr: float | None  # that it is above expected_max_sharpe
     dsr_independent: float | None
+    sampling_deviation: float | None  # of the Sharpe of a set without skill over as many returns
+    expected_max_sharpe_sampling: float | None  # of all trials, if their Sharpes deviated by that and no more
+    dsr_sampling: float | None  # that the true Sharpe is above expected_max_sharpe_sampling
     min_track_record_years: float | None  # for 95 % confidence that the Sharpe is above 0; None: no length is enough
     min_track_record_years_deflated: float | None  # that it is above expected_max_sharpe
     track_record_years: float | None

@@ -57,6 +57,14 @@ def _luck(page: Honesty) -> Verdict | None:
         sentence = (
             f"The best set's Sharpe of {shown} is more than luck alone gives: among {among} (DSR {_percent(dsr)})."
         )
+    elif tests["dsr_sampling"] is not None and tests["dsr_sampling"] >= CONFIDENT:
+        sampling = tests["expected_max_sharpe_sampling"] or 0.0
+        sentence = (
+            f"The best set's Sharpe of {shown} is above the {sampling:.2f} that sampling error alone would give the "
+            f"best of {_count(tests['trials'], 'set')}, but not safely above the {luck:.2f} that their own spread "
+            f"suggests (DSR {_percent(dsr)}): they differ by more than chance explains."
+        )
+        return {"about": "sharpe_tests", "level": DOUBTFUL, "sentence": sentence}
     elif dsr >= 0.5:
         sentence = f"The best set's Sharpe of {shown} is not safely above luck: among {among} (DSR {_percent(dsr)})."
     else:
@@ -200,4 +208,4 @@ def _count(number: int, noun: str) -> str:
 
 
 def _years(years: float) -> str:
-    return f"{years:.1f} years" if years >= 1.0 else f"{365.25 * years:.0f} days"
+    return f"{years:.1f} years" if years >= 1.0 else _count(round(365.25 * years), "day")

@@ -86,6 +86,16 @@ def deflated_sharpe(
     return probabilistic_sharpe(sharpe, expected_max_sharpe(deviation, trials), returns, skew, kurtosis)
 
 
+def sampling_deviation(returns: ArrayLike) -> Float64Array:
+    """Deviation of the Sharpe ratio estimated from that many independent returns of a set whose true one is 0.
+
+    ``1 / sqrt(n - 1)``. Source: A. W. Lo, "The Statistics of Sharpe Ratios", Financial Analysts Journal, 2002, at a
+    Sharpe of 0. Trials that deviate by more differ truly; by less, they share what moves them.
+    """
+    count = np.asarray(returns, dtype=np.float64)
+    return np.asarray(1.0 / np.sqrt(np.where(count > 1, count - 1, np.nan)), dtype=np.float64)
+
+
 def independent_trials(correlation: float, sets: int) -> float:
     """How many independent trials ``sets`` correlated ones amount to: ``rho + (1 - rho) M``.
 

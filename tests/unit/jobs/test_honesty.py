@@ -278,5 +278,24 @@ def test_a_truly_better_set_is_told_from_luck_and_luck_is_called_luck(bars: Bars
     assert levels[5e-4]["sharpe_tests"] == levels[5e-4]["overfitting"] == levels[5e-4]["walk_forward"] == "good"
 
 
+def test_sets_that_differ_truly_are_not_called_luck_for_their_spread(bars: Bars) -> None:
+    """Half of the sets lose what the others gain: the paper's DSR takes their spread for luck, sampling error does not.
+
+    It once said that a Sharpe of 59 was no more than luck among trend followers and their opposites.
+    """
+    from tests.moment_samples import moments_of
+
+    noise = np.random.default_rng(5).normal(0, 1e-3, size=(15, 1_499))
+    cuts = plan_segments(1_500)
+    made = study_of(grid(), moments_of(noise + np.linspace(-1e-3, 1e-3, 15)[:, np.newaxis], cuts), cuts, 8_766.0, 1)
+    page = honesty_of(made, 14, result_of(made, bars, 14))[1]
+    tests = page["sharpe_tests"]
+    assert tests is not None
+    assert tests["dsr"] is not None
+    assert tests["dsr"] < 0.95
+    assert tests["dsr_sampling"] == pytest.approx(1.0)
+    assert next(v["level"] for v in page["verdicts"] if v["about"] == "sharpe_tests") == "doubtful"
+
+
 def test_metric_columns_and_honest_columns_do_not_share_a_name() -> None:
     assert set(METRICS).isdisjoint(HONEST_COLUMNS)

@@ -18,6 +18,7 @@ from strategies.overfit import (
     minimum_track_record,
     overfitting,
     probabilistic_sharpe,
+    sampling_deviation,
 )
 from strategies.segments import plan_segments
 from tests.moment_samples import moments_of
@@ -96,6 +97,13 @@ def test_dsr_falls_with_the_number_and_the_spread_of_trials_and_with_fat_tails()
     by_tails = [float(deflated_sharpe(0.1, 0.03, 50, 1000, s, k)) for s, k in ((0, 3), (-0.5, 6), (-2, 20))]
     for falling in (by_trials, by_spread, by_tails):
         assert all(later < earlier for earlier, later in itertools.pairwise(falling))
+
+
+def test_sharpes_of_sets_without_skill_deviate_by_the_sampling_error() -> None:
+    draws = np.random.default_rng(1).normal(0, 0.01, size=(20_000, 50))
+    found = draws.mean(axis=1) / draws.std(axis=1, ddof=1)
+    assert sampling_deviation(50) == pytest.approx(found.std(), rel=0.03)
+    assert math.isnan(sampling_deviation(1))
 
 
 @pytest.mark.parametrize("returns", [0, 1, math.nan])
