@@ -93,7 +93,8 @@ class GridPlan:
     def done(self, block: Block, seconds: float) -> None:
         """``block`` was computed in so many seconds, which tells what the next blocks of its grid cost."""
         self._open.pop(block.start, None)
-        self._grids[block.grid].measured(block.stop - block.start, seconds)
+        if seconds > 0:  # else its part was there already, which says nothing of its cost
+            self._grids[block.grid].measured(block.stop - block.start, seconds)
 
     def lost(self, block: Block) -> None:
         """``block`` has to be computed by another worker."""

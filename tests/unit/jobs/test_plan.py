@@ -89,6 +89,16 @@ def test_tables_that_cost_much_make_blocks_long_enough_to_share_them() -> None:
     assert sum(seconds for _, seconds in done) < 1.3 * 0.1 * 20_000
 
 
+def test_a_block_whose_part_was_there_already_says_nothing_of_the_cost() -> None:
+    plan = GridPlan(sets_of([1_000]))
+    first, second = plan.next(), plan.next()
+    assert first is not None
+    assert second is not None
+    plan.done(first, 0.4)
+    plan.done(second, 0.0)
+    assert plan.set_cost_s == {0: 0.1}
+
+
 def test_the_last_blocks_are_short_so_that_nobody_waits_long() -> None:
     done = drive(GridPlan(sets_of([40_000]), workers=4), lambda block: 1e-2 * _size(block))
     last = [seconds for block, seconds in sorted(done, key=lambda entry: entry[0].start)[-4:]]
