@@ -1,7 +1,7 @@
 """Backtests: one with everything that happened, or a block of parameter sets with their metrics only.
 
-``run`` and ``run_block`` share the strategy's compiled loop and the accounting kernel, so their metrics are equal to
-the last bit. Memory: ``run_block`` needs O(n + m) for n bars and m parameter sets.
+``run`` and ``run_block`` share the strategy's compiled loop and the accounting kernel, and a run takes its metrics from
+a block of one, so they are equal to the last bit. Memory: ``run_block`` needs O(n + m) for n bars and m parameter sets.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ def run(spec: BacktestSpec, bars: Bars) -> Result:
     columns = (trace.fill_bar, trace.fill_side, trace.fill_price, trace.fill_quantity, trace.fill_fee)
     for name, column in zip(FILL_DTYPE.names or (), columns, strict=True):
         fills[name] = column[: outcome.fills]
-    values = metrics_of(outcome.tallies, series.years).tolist()
-    metrics = dict(zip(METRICS, values, strict=True))
+    # Those of a block's row, to the last bit: what a block pays for by the change of target sums in another order.
+    block = evaluate(strategy, spec.vector()[np.newaxis], bars, spec.costs, spec.sizing, decide_on=spec.decide_on)
+    metrics = dict(zip(METRICS, block.metrics[0].tolist(), strict=True))
     return Result(spec, bars.ts_ns, trace.equity, target, trace.units, fills, metrics)
 
 

@@ -146,7 +146,8 @@ def sums(equity: Float64Array, returns: Float64Array, count: int, pivot: float) 
 
 
 @compiled_sums
-def _add_powers(part: Float64Array, returns: Float64Array, begin: int, end: int) -> None:
+def add_powers(part: Float64Array, returns: Float64Array, begin: int, end: int) -> None:
+    """Add the first four powers of ``returns[begin:end]`` to ``part[1:5]``."""
     sum1 = sum2 = sum3 = sum4 = 0.0
     for k in range(begin, end):
         change = returns[k]
@@ -176,11 +177,11 @@ def by_segments(
     begin = 1
     while cuts[segment + 1] < first + count:
         end = 1 + cuts[segment + 1] - first
-        _add_powers(part, returns, begin, end)
+        add_powers(part, returns, begin, end)
         end_segment(moments, cuts, segment, part, equity[end - 1])
         segment += 1
         begin = end
-    _add_powers(part, returns, begin, count + 1)
+    add_powers(part, returns, begin, count + 1)
     return segment
 
 

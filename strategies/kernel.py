@@ -64,7 +64,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from strategies.compiled import compiled, read_only
-from strategies.course import Drop, by_segments, deepen, end_segment, extremes, first_beyond, sums
+from strategies.course import Drop, add_powers, by_segments, deepen, end_segment, extremes, first_beyond, sums
 from strategies.indicators import rolling_moments_start, rolling_moments_step
 from strategies.metrics import EQUAL_WITHIN, Tallies, max_drawdown_bars
 from strategies.model import Float64Array, Int64Array
@@ -459,7 +459,9 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
                 returns[1] = 0.0
                 distances -= pivot
                 squares += pivot * pivot
-            if segmented:
+            if segmented and cuts[segment + 1] >= first + count:
+                add_powers(part, returns, 1, count + 1)
+            elif segmented:
                 segment = by_segments(moments, cuts, segment, part, equity, returns, first, count)
             near = drop.peak * (1.0 - EQUAL_WITHIN)
             if highest >= near or lowest < drop.peak * (1.0 - EQUAL_WITHIN - drop.deepest):

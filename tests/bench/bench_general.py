@@ -247,7 +247,7 @@ def made_up_bars(length: int) -> Bars:
     ts_ns = np.arange(length, dtype=np.int64) * Granularity.ONE_MINUTE.ns
     high = np.maximum(open_, close) * (1.0 + 0.0002 * random.random(length))
     low = np.minimum(open_, close) * (1.0 - 0.0002 * random.random(length))
-    volume = random.uniform(10.0, 1_000.0, length)
+    volume = random.uniform(1e3, 1e5, length)
     return Bars("BTC-USD", Granularity.ONE_MINUTE, ts_ns, open_, high, low, close, volume)
 
 

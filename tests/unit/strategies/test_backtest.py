@@ -17,6 +17,7 @@ from strategies.backtest import (
     BacktestSpec,
     BarsError,
     Costs,
+    Sizing,
     SpecError,
     evaluate,
     parse_backtest,
@@ -72,6 +73,20 @@ def test_a_block_has_the_metrics_of_single_runs_to_the_last_bit(name: str, fill:
     for short in (0, 1):
         single = run(spec(strategy=name, params={"allow_short": short}, costs=costs.model_dump()), series)
         np.testing.assert_array_equal(block[short], list(single.metrics.values()))
+
+
+def test_rules_are_carried_out_alike_in_a_block_with_segments_or_without_and_alone() -> None:
+    series, sizing = bars(), {"kind": "volatility", "window": 5, "min_quantity": 0.01}
+    rules = {"stop_loss": 0.02, "take_profit": 0.05, "time_stop_bars": 9, "size": 0.4, "leverage": 2}
+    costs = Costs(spread_bps=3, impact=0.05, max_volume_share=0.5, funding_bps_per_day=2, borrow_bps_per_day=1)
+    single = run(spec(costs=costs.model_dump(), sizing=sizing, params={"fast": 3, "slow": 12, **rules}), series)
+    rows = np.stack([spec(params=params).vector() for params in ({}, {"fast": 3, "slow": 12, **rules})])
+    for cuts in (None, np.array([0, 7, 300, 400])):
+        block = evaluate("sma_cross", rows, series, costs, Sizing.model_validate(sizing), cuts)
+        np.testing.assert_array_equal(block.metrics[1], list(single.metrics.values()))
+    assert single.metrics["trades"] > 10
+    assert set(np.abs(single.position_units)) != {0.0}
+    assert (block.metrics[0] != block.metrics[1]).any()
 
 
 def test_read_only_and_strided_arrays_give_the_same() -> None:
