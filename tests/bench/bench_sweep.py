@@ -236,8 +236,11 @@ def _compared(whole: SweepWork, share: Share, table: Float64Array, ours: Float64
     mine = ours[: share.products, _chosen(share)]
     bars = whole.close.shape[1]
     allowed = np.array([CLOSE_TO, CLOSE_TO, 2.0 / bars, 0.0])
-    differences = np.abs(table - mine) / np.abs(mine)
-    differences[table == mine] = 0.0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        differences = np.abs(table - mine) / np.abs(mine)
+    # Without a fill there is no drawdown, and no Sharpe ratio: not a number with us, 0 or infinite with others.
+    idle = (mine[:, :, -1:] == 0) & (table[:, :, -1:] == 0) & ~np.isfinite(differences)
+    differences[(table == mine) | idle] = 0.0
     agreeing = np.all(differences <= allowed, axis=2)
     largest = differences[agreeing].max(axis=0, initial=0.0).tolist()
     share_agreeing = float(agreeing.mean())

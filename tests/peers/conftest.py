@@ -24,7 +24,7 @@ class Engines:
         """The engine's answer; an engine that failed is not run again for the next question."""
         if engine not in self._answered:
             self._answered[engine] = {}
-            wanted = [*ASKED[engine], DIFFERENT[engine]]
+            wanted = [*ASKED[engine], *DIFFERENT[engine]]
             there = [one for one in wanted if one.series not in REAL_FILES or REAL_DATA.is_dir()]
             cases = [one.case() for one in there]
             self._answered[engine] = answers(self._folders.mktemp(engine), engine, cases)

@@ -106,7 +106,7 @@ def test_vectorbt_by_default_annualises_by_365_days_and_counts_the_first_bar(eng
 
 
 def test_vectorbt_reserves_no_costs_for_a_share_of_the_equity(engines: Engines) -> None:
-    question = DIFFERENT["vectorbt"]
+    question = DIFFERENT["vectorbt"][0]
     theirs = engines.ask("vectorbt", question)
     fills, settings = question.result.fills, question.case().settings
     assert abs(question.result.target[fills["bar_index"][0] - 1]) < 0.9
@@ -117,7 +117,7 @@ def test_vectorbt_reserves_no_costs_for_a_share_of_the_equity(engines: Engines) 
 
 def test_raptorbt_0_13_books_shorts_as_if_they_were_long(engines: Engines) -> None:
     """Its list of trades and its equity contradict each other, so shorts cannot be compared with it."""
-    question = DIFFERENT["raptorbt"]
+    question = DIFFERENT["raptorbt"][0]
     theirs = engines.ask("raptorbt", question)
     ours = question.result
     np.testing.assert_array_equal(theirs["fill_bar"], ours.fills["bar_index"])
@@ -126,8 +126,24 @@ def test_raptorbt_0_13_books_shorts_as_if_they_were_long(engines: Engines) -> No
     assert (theirs["equity"][first_exit] - theirs["equity"][0]) * theirs["pnl"][0] < 0
 
 
+def test_raptorbt_fills_a_target_at_its_price_where_the_bar_opens_beyond_it(engines: Engines) -> None:
+    """Ours, like a limit order, is filled at the better open."""
+    question = DIFFERENT["raptorbt"][1]
+    theirs = engines.ask("raptorbt", question)
+    case, fills = question.case(), question.result.fills
+    np.testing.assert_array_equal(theirs["fill_bar"], fills["bar_index"])
+    different = np.flatnonzero(np.abs(theirs["fill_price"] / fills["price"] - 1) > CLOSE_TO)
+    assert len(different) > 0
+    for at in different:
+        target = fills["price"][at - 1] * (1 + question.params["take_profit"])
+        slipped = 1 - case.settings["slippage"]
+        assert case.open[fills["bar_index"][at]] > target
+        assert theirs["fill_price"][at] == pytest.approx(target * slipped, rel=CLOSE_TO)
+        assert fills["price"][at] == pytest.approx(case.open[fills["bar_index"][at]] * slipped, rel=CLOSE_TO)
+
+
 def test_backtrader_by_default_slips_no_further_than_the_bar_went(engines: Engines) -> None:
-    question = DIFFERENT["backtrader"]
+    question = DIFFERENT["backtrader"][0]
     theirs = engines.ask("backtrader", question)
     case, fills = question.case(), question.result.fills
     bar = fills["bar_index"]
@@ -138,7 +154,7 @@ def test_backtrader_by_default_slips_no_further_than_the_bar_went(engines: Engin
 
 
 def test_backtesting_py_charges_the_spread_only_where_a_trade_begins(engines: Engines) -> None:
-    question = DIFFERENT["backtesting"]
+    question = DIFFERENT["backtesting"][0]
     theirs = engines.ask("backtesting", question)
     fills, settings = question.result.fills, question.case().settings
     sold = fills[fills["side"] < 0]

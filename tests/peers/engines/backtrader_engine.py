@@ -17,6 +17,7 @@ class _ToldPositions(bt.Strategy):  # type: ignore[misc]
     def __init__(self) -> None:
         self.rows: list[tuple[int, float, float, float, float]] = []
         self.equity: list[float] = []
+        self.seen: set[int] = set()
         position = self.p.case.position
         before = np.concatenate([[0.0], position[:-1]])
         self.orders_by_bar = position - before
@@ -31,7 +32,9 @@ class _ToldPositions(bt.Strategy):  # type: ignore[misc]
             (self.buy if quantity > 0 else self.sell)(size=abs(quantity))
 
     def notify_order(self, order: bt.Order) -> None:
-        if order.status == order.Completed:
+        # A position turned round may leave 1e-16 of the order, which is "partial" now and done on the next bar.
+        if order.status in (order.Partial, order.Completed) and order.ref not in self.seen:
+            self.seen.add(order.ref)
             done = order.executed
             bar = len(self) - 2 if self.p.case.same_close else len(self) - 1
             self.rows.append((bar, 1.0 if order.isbuy() else -1.0, done.price, abs(done.size), done.comm))

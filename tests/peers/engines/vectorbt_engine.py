@@ -34,7 +34,7 @@ def answer(case: Case) -> Answer:
 
 def _by_signals(case: Case) -> vbt.Portfolio:
     changes, wanted, settings = case.changes, case.wanted, case.settings
-    stops = {name: settings[name] for name in ("sl_stop", "sl_trail", "tp_stop") if name in settings}
+    stops: dict[str, Any] = {name: settings[name] for name in ("sl_stop", "sl_trail", "tp_stop") if name in settings}
     if stops:
         # Measured from the price paid, and slippage on the price of a stop: neither is the default.
         stops |= {"stop_entry_price": "fillprice", "stop_exit_price": "stopmarket"}
