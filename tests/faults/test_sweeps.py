@@ -172,7 +172,7 @@ def test_a_killed_driver_goes_on_from_the_finished_blocks(
     assert folder.results_file.read_bytes() == quiet
 
 
-@pytest.mark.parametrize("victim", ["driver", "worker"])
+@pytest.mark.parametrize("victim", ["driver", pytest.param("worker", marks=pytest.mark.faults)])
 @pytest.mark.fault(
     "9", "a sweep has no more memory to be had", "it fails and says so; with memory it goes on to the same table"
 )
