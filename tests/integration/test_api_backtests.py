@@ -408,9 +408,10 @@ async def test_a_damaged_run_is_named_and_its_path_is_not(desk: ApiDesk, part: s
 async def test_the_result_is_the_leaderboard_with_its_summary(desk: ApiDesk) -> None:
     complete_run(desk.settings.runs_path, desk.app.state.desk.store, make_spec())
     result = (await desk.get("/v1/backtests/a1/result", params={"limit": 5})).json()
-    assert (result["state"], result["complete"], result["sort_by"]) == ("SUCCEEDED", True, "sharpe")
+    assert (result["state"], result["complete"], result["sort_by"]) == ("SUCCEEDED", True, "oos_sharpe")
+    assert result["sort_note"] == ""
     assert result["data_source"] == "SIMULATED"
-    sharpes = [row["metrics"]["sharpe"] for row in result["rows"]]
+    sharpes = [row["metrics"]["oos_sharpe"] for row in result["rows"]]
     assert len(sharpes) == 5
     assert sharpes == sorted(sharpes, reverse=True)
     assert result["summary"]["best"] == result["rows"][0]
