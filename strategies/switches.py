@@ -124,7 +124,7 @@ def account_block(
     for begin, end in block.tiles():
         block.advance(begin, end)
         if cuts.size and end == cuts[segment + 1]:
-            _end_segment(block.accounts, int(cuts[segment]), end, block.moments[:, segment])
+            _end_segment(block.accounts, int(cuts[segment]), end, block.moments, segment)
             segment += 1
     metrics = np.empty((len(rows), len(METRICS)))
     refused = np.zeros(len(rows), dtype=np.bool_)
@@ -497,14 +497,14 @@ def _by_bars(book: Book, curve: Curve, tile: Tile, here: int, stop: int) -> Curv
 
 
 @compiled
-def _end_segment(accounts: NDArray[Any], first: int, end: int, moments: Float64Array) -> None:
-    """Write the segment of bars ``first`` to before ``end`` into ``moments`` float64[m, 6] and begin the next one."""
+def _end_segment(accounts: NDArray[Any], first: int, end: int, moments: Float64Array, segment: int) -> None:
+    """Write the segment of bars ``first`` to before ``end`` into ``moments`` float64[m, S, 6]; the next one begins."""
     for s in range(accounts.size):
         account = accounts[s]
-        moments[s, 0] = end - first - (1 if first == 0 else 0)
-        moments[s, 1], moments[s, 2] = account.part_sum1, account.part_sum2
-        moments[s, 3], moments[s, 4] = account.part_sum3, account.part_sum4
-        moments[s, 5] = math.log(account.equity / account.part_equity)
+        moments[s, segment, 0] = end - first - (1 if first == 0 else 0)
+        moments[s, segment, 1], moments[s, segment, 2] = account.part_sum1, account.part_sum2
+        moments[s, segment, 3], moments[s, segment, 4] = account.part_sum3, account.part_sum4
+        moments[s, segment, 5] = math.log(account.equity / account.part_equity)
         account.part_sum1 = account.part_sum2 = account.part_sum3 = account.part_sum4 = 0.0
         account.part_equity = account.equity
 
