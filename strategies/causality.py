@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.model import Bars, Float64Array, Granularity
+from strategies.panel import Panel
 
 Observed = Mapping[str, NDArray[Any]]
 _S = TypeVar("_S")
@@ -148,6 +149,24 @@ def changed_bars(bars: Bars, cut: int, change: str, seed: int = 5) -> Bars:
         new = close[::-1] * 1.7
         volume = volume[::-1] * 1.7
     return _with_tail(bars, cut, new, volume, 0.0 if change == "standing still" else 0.001)
+
+
+def changed_panel(panel: Panel, cut: int, change: str) -> Panel:
+    """``changed_bars`` for several products: each one's bars from the time ``cut`` on, by a change of its own."""
+    if change == "cut off":
+        return panel.between(0, cut)
+    columns = {name: getattr(panel, name).copy(order="F") for name in ("open", "high", "low", "close", "volume")}
+    for row, product_id in enumerate(panel.product_ids):
+        bars = panel.bars(product_id)
+        before = int(np.searchsorted(bars.ts_ns, panel.ts_ns[cut]))
+        # Of a product that begins later the first bar stays: there is nothing before it to go on from.
+        before = max(before, 1)
+        if before < len(bars):
+            other = changed_bars(bars, before, change, seed=5 + row)
+            at = np.searchsorted(panel.ts_ns, bars.ts_ns)
+            for name, column in columns.items():
+                column[row, at] = getattr(other, name)
+    return dataclasses.replace(panel, **columns)
 
 
 def made_up_bars(length: int, seed: int = 7, product_id: str = "MADE-UP") -> Bars:
