@@ -348,11 +348,11 @@ def _curve(study: Study, choice: Choice, bars: _Bars, equity_of: Callable[[int],
     equity: list[float] = []
     standing = 1.0
     stride = max(1, math.ceil(sum(_length(study, split) for split in choice.splits) / CURVE_POINTS_MAX))
-    curves = {row: equity_of(row) for row in np.unique(choice.rows).tolist() if row >= 0} if equity_of else {}
+    held, curve = -1, np.empty(0)  # one set's curve at a time: there may be a million bars
     for row, split in zip(choice.rows.tolist(), choice.splits, strict=True):
         first, stop = study.segments.cuts[split.test[0]], study.segments.cuts[split.test[-1] + 1]
-        if row in curves:
-            curve = curves[row]
+        if equity_of is not None and row >= 0:
+            held, curve = (held, curve) if row == held else (row, equity_of(row))
             before = curve[first - 1] if first > 0 else bars.initial_cash
             shown = np.union1d(np.arange(first, stop, stride), [stop - 1])
             grown = curve[shown] / before if before > 0.0 else np.zeros(len(shown))

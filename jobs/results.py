@@ -127,6 +127,26 @@ def write_results(folder: RunFolder, ranked: Ranked) -> None:
             writer.write_table(ranked.table.take(pa.array(ranked.order[start : start + ROWS_AT_A_TIME])))
 
 
+def run_set(
+    spec: SweepSpec, strategy: str, params: Mapping[str, float], bars: Bars | Panel
+) -> Result | PortfolioResult:
+    """Run one set of a sweep once more with everything that happened; its metrics are those of the table."""
+    backtest = BacktestSpec(
+        product_id=spec.product_id,
+        product_ids=spec.product_ids,
+        granularity=spec.granularity,
+        decide_on=spec.decide_on,
+        start=spec.start,
+        end=spec.end,
+        strategy=strategy,
+        params=dict(params),
+        costs=spec.costs,
+        sizing=spec.sizing,
+        seed=spec.seed,
+    )
+    return portfolio.run(backtest, bars) if isinstance(bars, Panel) else run(backtest, bars)
+
+
 def write_best(
     folder: RunFolder, spec: SweepSpec, best: Mapping[str, Any], bars: Bars | Panel
 ) -> Result | PortfolioResult:
@@ -135,20 +155,7 @@ def write_best(
     ``best`` is a row as ``Ranked.top`` gives it. Its metrics are those of the table to the last bit. Of several
     products ``target`` and ``position_units`` have a column each (``target BTC-USD``), and a fill says which it is of.
     """
-    backtest = BacktestSpec(
-        product_id=spec.product_id,
-        product_ids=spec.product_ids,
-        granularity=spec.granularity,
-        decide_on=spec.decide_on,
-        start=spec.start,
-        end=spec.end,
-        strategy=best["strategy"],
-        params=best["params"],
-        costs=spec.costs,
-        sizing=spec.sizing,
-        seed=spec.seed,
-    )
-    result = portfolio.run(backtest, bars) if isinstance(bars, Panel) else run(backtest, bars)
+    result = run_set(spec, best["strategy"], best["params"], bars)
     curves = {"ts_ns": bars.ts_ns, "equity": result.equity, "buy_and_hold": buy_and_hold(bars, spec)}
     fills = {name: result.fills[name] for name in result.fills.dtype.names or ()}
     if isinstance(result, PortfolioResult):

@@ -48,7 +48,7 @@ from jobs.search import StudySource
 from jobs.study import check_search
 from strategies.backtest import SweepSpec
 from strategies.metrics import NS_PER_YEAR
-from strategies.model import Bars
+from strategies.model import Bars, Float64Array
 from strategies.panel import Panel
 from strategies.segments import plan_segments
 
@@ -212,7 +212,12 @@ def finish(run: Run, state: Reporter, plan: GridPlan | StudySource | None = None
     results.write_results(run.folder, ranked)
     best = ranked.top(1)[0]
     result = results.write_best(run.folder, run.spec, best, run.bars)
-    results.write_json(run.folder.honesty_file, honesty.page_of(study, columns, best["set_id"], result))
+
+    def equity_of(set_id: int) -> Float64Array:
+        return results.run_set(run.spec, *study.describe(set_id), run.bars).equity
+
+    page = honesty.page_of(study, columns, best["set_id"], result, equity_of)
+    results.write_json(run.folder.honesty_file, page)
     speed = results.Speed(state.computed_sets, state.computed_blocks, state.blocks_s, state.timings_s())
     summary = results.summarise(run.record, run.spec, ranked, speed)
     if searched is not None:
