@@ -258,7 +258,7 @@ def test_a_strategy_that_wants_more_than_everything_is_stopped(monkeypatch: pyte
         return np.where(np.arange(open_.size) < 50, 0.0, 1.5)
 
     monkeypatch.setitem(
-        STRATEGIES, "greedy", dataclasses.replace(STRATEGIES["sma_cross"], name="greedy", targets=greedy)
+        STRATEGIES, "greedy", dataclasses.replace(STRATEGIES["sma_cross"], name="greedy", targets=greedy, switches=None)
     )
     with pytest.raises(AccountingError, match="greedy at bar 50: a target lies outside -1 … 1") as caught:
         run_block("greedy", np.array([[3.0, 12.0, 0.0]]), bars(), Costs())
