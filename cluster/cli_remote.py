@@ -40,7 +40,8 @@ def send(
     """Lay the run out here and start it at ``to``; None where it was printed as a manifest."""
     from cluster.market_data import BarStore
     from cluster.remote_runs import Place, packaged, submit
-    from cluster.runs import prepare_run, read_bars
+    from cluster.runs import prepare_run, read_market
+    from strategies.model import Bars
 
     settings = load_settings()
     store = BarStore(settings.bars_path)
@@ -49,10 +50,10 @@ def send(
         return None
     jobs = _cluster(to, where["token_file"])
     folder = prepare_run(settings.runs_path, store, spec, run_id, kind)
-    record = folder.record()
-    bars = read_bars(store, spec, record)
+    market = read_market(store, spec, folder.record())
+    series = [market] if isinstance(market, Bars) else [market.bars(product_id) for product_id in market.product_ids]
     place = Place(jobs.address, where["data_dir"], where["python"])
-    package = packaged(folder, [(bars, record.data_source)])
+    package = packaged(folder, series)
     submit(jobs, folder, place, package, settings.ray.driver_num_cpus, user())
     return folder, jobs
 

@@ -63,19 +63,20 @@ def place_of(folder: RunFolder) -> Place | None:
         raise RunError(folder.remote_file.name, folder.run_id, f"address and folder of a cluster ({error})") from error
 
 
-def packaged(folder: RunFolder, bars: Iterable[tuple[Bars, str]] = ()) -> bytes:
-    """What a run is made of, as a zip: specification, users' strategies, and ``bars`` with their source, if any.
-
-    The same run makes the same bytes, so that a repeat is no transfer.
-    """
+def packaged(folder: RunFolder, bars: Iterable[Bars] = ()) -> bytes:
+    """What a run is made of, as a zip: specification, users' strategies, and the ``bars`` of its products, if any."""
     import tempfile
 
     from cluster.market_data import BarStore
 
     with tempfile.TemporaryDirectory() as scratch:
         store = BarStore(Path(scratch) / "bars")
-        for series, source in bars:
-            store.write(series, source=source)
+        spec = folder.spec()
+        for series in bars:
+            first_ns = int(series.ts_ns[0]) if spec.start_ns is None else spec.start_ns
+            end_ns = int(series.ts_ns[-1]) + series.granularity.ns if spec.end_ns is None else spec.end_ns
+            # What has no bar within the run's period has none over there either.
+            store.write(series, source=folder.record().data_source, answered=[(first_ns, end_ns)])
         files = {"spec.json": folder.spec_file}
         files |= {f"strategies/{path.name}": path for path in folder.strategies_dir.glob("*.py")}
         stored = [path for path in store.root.rglob("*") if path.is_file() and not path.name.endswith(".lock")]

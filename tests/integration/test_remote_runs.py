@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from cluster.cli_remote import look
+from cluster.market_data import BarStore
 from cluster.ray_jobs import RayJobsError
 from cluster.remote_runs import (
     BEGIN,
@@ -48,7 +49,7 @@ def test_a_sweep_sent_elsewhere_comes_back_as_if_computed_here(head: RayHead, tm
     here = complete_run(tmp_path / "here", store, spec, "a-run")
     folder = prepare_run(tmp_path / "sent", store, spec, "a-run")
     place = Place(head.dashboard, str(tmp_path / "there"), sys.executable)
-    package = packaged(folder, [(read_bars(store, spec), folder.record().data_source)])
+    package = packaged(folder, [read_bars(store, spec)])
     job_id = submit(head.jobs, folder, place, package, 0.0, "ann")
     assert submit(head.jobs, folder, place, package, 0.0, "ann") == job_id, "a repeat starts nothing"
     deadline_s = time.monotonic() + WAIT_S
@@ -101,13 +102,17 @@ def test_a_run_id_is_no_path(tmp_path: Path, run_id: str) -> None:
     assert remote.main(["send", "--data-dir", str(tmp_path), f"--run-id={run_id}"]) == 2
 
 
-def test_the_same_run_is_the_same_package(tmp_path: Path) -> None:
+def test_a_package_has_the_runs_own_bars_and_specification(tmp_path: Path) -> None:
     store, spec = make_store(tmp_path / "bars"), make_spec()
     folder = prepare_run(tmp_path / "runs", store, spec, "a-run")
-    bars = [(read_bars(store, spec), "SIMULATED")]
-    first = unpacked(packaged(folder, bars), "a-run")
-    assert sorted(first) == sorted(unpacked(packaged(folder, bars), "a-run"))
-    assert first[f"{PACKAGED}/spec.json"] == folder.spec_file.read_bytes()
+    files = unpacked(packaged(folder, [read_bars(store, spec)]), "a-run")
+    assert files[f"{PACKAGED}/spec.json"] == folder.spec_file.read_bytes()
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    theirs = BarStore(tmp_path / PACKAGED / "bars")
+    assert theirs.data_hash(read_bars(theirs, spec)) == folder.record().data_hash
+    assert theirs.ls()[0].sources == store.ls()[0].sources
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "no end", "nothing", "length", "garbage"])
