@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +17,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from strategies import kernel, switches
-from strategies.backtest import AccountingError, BacktestSpec, Costs, Evaluation, evaluate, run, targets_of
+from strategies.backtest import AccountingError, BacktestSpec, Costs, Evaluation, evaluate, run, targets_of, warm
 from strategies.base import Strategy, own_parameters
-from strategies.compiled import read_only
+from strategies.compiled import cache_statistics, read_only
 from strategies.metrics import METRICS
 from strategies.model import Bars, Float64Array, Granularity
 from strategies.registry import STRATEGIES
-from strategies.tables import WORD, Changes, Series, Windows
+from strategies.tables import WORD, Changes, Series, Switches, Windows
 
+ROOT = Path(__file__).resolve().parents[2]
 SWITCHING = [name for name, strategy in STRATEGIES.items() if strategy.switches is not None]
 # Whatever does not depend on the order in which many numbers are summed.
 EXACT = ("total_return", "cagr", "max_drawdown_bars", "exposure", "turnover", "trades", "win_rate", "profit_factor")
@@ -329,3 +334,26 @@ def test_an_evaluation_does_not_depend_on_the_rows_beside_it_or_on_the_tiles(mon
     alone = np.concatenate([evaluate(strategy, row[np.newaxis], bars, Costs()).metrics for row in rows])
     np.testing.assert_array_equal(together[:, exact], alone[:, exact])
     np.testing.assert_allclose(together, alone, rtol=1e-9)
+
+
+def machine_code_made() -> list[str]:
+    """Which of the engine's functions this process had to compile for blocks of several sets and segments."""
+    bars = made_up_bars("walk", 1, 3_000)
+    for name in SWITCHING:
+        strategy = STRATEGIES[name]
+        rows = rows_of(strategy, 1, 7, 50)
+        for cuts in (None, np.array([0, 1, 700, 3_000], dtype=np.int64)):
+            evaluate(strategy, rows, bars, Costs(), cuts=cuts)
+    functions = [*vars(switches).values(), *(strategy.switches for strategy in STRATEGIES.values())]
+    functions += [part for one in functions if isinstance(one, Switches) for part in (one.table, one.scan)]
+    return [made.__name__ for made in functions if hasattr(made, "stats") and cache_statistics(made)[1]]
+
+
+def test_after_warming_another_process_compiles_nothing_for_any_shape_of_block() -> None:
+    """A lone row's moments once had a layout of their own, so that blocks of several compiled again."""
+    warm()
+    code = "import json; from tests.properties import test_switches as t; print(json.dumps(t.machine_code_made()))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=280
+    )
+    assert json.loads(answer.stdout) == []
