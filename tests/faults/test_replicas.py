@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.faults.conftest import Report
@@ -53,6 +54,21 @@ class _Asked:
             self._connection.close()
 
 
+def _stand_still(process: psutil.Process) -> None:
+    """Stop a process; on return it does stand still, which a signal alone does not promise."""
+    process.suspend()
+    eventually(lambda: process.status() == psutil.STATUS_STOPPED, BACK_S, "it stands still")
+
+
+def _taken(desk: Desk, replica: psutil.Process) -> set[int]:
+    """The callers' ports of the connections a replica has accepted on the port that the replicas share.
+
+    Only of that port: Ray's own connections may have a caller's port number as well, to another port.
+    """
+    found = replica.net_connections("tcp")
+    return {one.raddr.port for one in found if one.raddr and one.laddr.port == desk.settings.serve.orders_port}
+
+
 @pytest.mark.fault("1", "one of three replicas SIGKILLed", "error < 1 % first try, 0 after retry, three back in 15 s")
 def test_a_killed_replica_loses_nothing(desk: Desk, tmp_path: Path, report: Report, seed: int) -> None:
     chance = random.Random(seed)
@@ -83,18 +99,21 @@ def test_orders_reserved_by_a_replica_that_died_before_it_answered(desk: Desk, r
     victim = random.Random(seed).choice(desk.replicas(REPLICAS))
     ledger = ledger_process(desk)
     asked = [_Asked(desk) for _ in range(CONNECTIONS)]
-    theirs = {connection.raddr.port for connection in victim.net_connections("tcp") if connection.raddr}
-    doomed = [one for one in asked if one.port in theirs]
+    wanted = {one.port for one in asked}
+    replicas = desk.replicas(REPLICAS)
+    # A connection that its replica has not accepted yet is nobody's, and its order would find another fate.
+    eventually(lambda: wanted <= set.union(*(_taken(desk, one) for one in replicas)), BACK_S, "all are taken")
+    doomed = [one for one in asked if one.port in _taken(desk, victim)]
     # What a replica keeps for some seconds (products, keys) it must not have to read when the ledger stands still.
     first = doomed.pop()
     asked.remove(first)
     first.send()
     assert first.status() == 201
-    victim.suspend()
+    _stand_still(victim)
     for one in asked:
         one.send()
     assert all(one.status() == 201 for one in asked if one not in doomed)
-    ledger.suspend()
+    _stand_still(ledger)
     try:
         victim.resume()
         await_unread(desk)

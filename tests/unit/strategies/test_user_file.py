@@ -32,7 +32,9 @@ def problem(tmp_path: Path, text: str) -> tuple[int, str]:
     report = check(written(tmp_path, text), BARS, quick=True)
     assert not report.ok
     error = report.first_error()
-    assert error.text == (text.splitlines()[error.line - 1].strip() if error.line else "")
+    line = text.splitlines()[error.line - 1].strip() if error.line else ""
+    # A line of thousands of characters is shown as far as it tells something.
+    assert error.text == line or (len(error.text) > 100 and line.startswith(error.text))
     return error.line, error.rule
 
 
