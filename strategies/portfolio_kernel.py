@@ -25,9 +25,9 @@ the top of strategies/kernel.py hold.
    Exposure counts the bars at whose close any product is held; turnover adds up all products.
 
 With one product, and weights that are its targets where those change and NaN where they do not (``orders_of``), size 1
-and leverage 1, equity, positions and fills are equal to the last bit to those of ``kernel.account``: the same operations
-in the same order. Metrics agree to 1e-9, because sums over returns are taken there block by block. (But for a new target
-that is met within 1e-12 already, which may be an order there.)
+and leverage 1, equity, positions and fills are equal to the last bit to those of ``kernel.account``: the same
+operations in the same order. Metrics agree to 1e-9, because sums over returns are taken there block by block. (But for
+a new target that is met within 1e-12 already, which may be an order there.)
 """
 
 from __future__ import annotations
