@@ -232,7 +232,14 @@ class Wire:
         proof = self._proof(connection) if any(call.may_write for call in batch) else []
         for command in (*(call.command for call in batch), *proof):
             pipe.execute_command(*command)
-        replies: list[Any] = await pipe.execute(raise_on_error=False)
+        try:
+            replies: list[Any] = await pipe.execute(raise_on_error=False)
+        finally:
+            if pipe.connection is not None:
+                # Interrupted in its middle: what would still come is nobody's answer, so the connection ends with it.
+                pipe.connection = None
+                await connection.disconnect(nowait=True)
+                await self._pool.release(connection)
         shortfall = self._shortfall(replies[len(batch) :])
         return [
             shortfall if shortfall and call.may_write and not isinstance(reply, Exception) else reply
