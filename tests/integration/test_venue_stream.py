@@ -347,7 +347,7 @@ async def stuck(talk: Talk) -> None:
     await talk.subscribed()
     await talk.quote()
     while True:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         talk.sequence -= 1
         await talk.quote()
 

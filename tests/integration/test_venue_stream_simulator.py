@@ -165,7 +165,6 @@ async def test_every_market_channel_speaks(simulator: Simulator) -> None:
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
-        ({"fault": "ws_duplicate", "count": 1}, Gap),
         ({"fault": "ws_reorder", "count": 1}, Gap),
         ({"fault": "ws_gap", "count": 1}, Gap),
         ({"fault": "ws_close", "code": 1000, "count": 2}, Lost),

@@ -102,7 +102,7 @@ def test_a_taken_port_is_named_with_the_way_to_change_it(desk: Desk, tmp_path_fa
 def test_no_secret_stands_in_a_log_a_job_or_an_environment(desk: Desk) -> None:
     state_dir = desk.settings.state_dir
     secrets = [line.split("=", 1)[1] for line in (state_dir / "secrets.env").read_text().splitlines()]
-    secrets += [desk.key.rsplit("_", 1)[1], (state_dir / "ray_token").read_text()]
+    secrets += [desk.key.split("_", 2)[2], (state_dir / "ray_token").read_text()]
     for folder in (state_dir / "logs", local.scratch_dir(state_dir) / "ray"):
         for path in folder.rglob("*"):
             if path.is_file() and not path.is_symlink():

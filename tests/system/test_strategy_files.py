@@ -67,6 +67,7 @@ def test_what_is_wrong_with_a_file_is_said_before_a_job_starts(desk: Desk, tmp_p
     done = run(desk, "sweep", str(path), *PERIOD, "--grid", "fast=3,5", "--json")
     assert done.returncode == 2
     error = json.loads(done.stdout)["error"]
-    assert (error["file"], error["line"]) == ("my_strategy.py", 31)
+    line = next(number for number, text in enumerate(path.read_text().splitlines(), 1) if "print(quick)" in text)
+    assert (error["file"], error["line"]) == ("my_strategy.py", line)
     assert "prints nothing" in error["rule"]
     assert {row["run_id"] for row in as_json(desk, "jobs ls")} == before
