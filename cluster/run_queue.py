@@ -159,13 +159,13 @@ class RunQueue:
                 SUBMITTED_BY: each.ticket.user,
                 "priority": str(each.ticket.priority),
             }
+            # Before the job is there: from then on its driver alone writes how far the run is.
+            folder.write_progress(folder.progress().model_copy(update={"updated_ns": time.time_ns()}))
             start(each.run_id, folder.entrypoint(bars_dir), metadata, driver_num_cpus)
         except (RayJobsRefused, JobFieldError, RunError) as error:
             _refused(folder, error)
             folder.ticket_file.unlink(missing_ok=True)
             return False
-        # Between these two a reader sees a run that waits and runs, and takes it for one that waits: no harm.
-        folder.write_progress(folder.progress().model_copy(update={"updated_ns": time.time_ns()}))
         folder.ticket_file.unlink(missing_ok=True)
         return True
 
