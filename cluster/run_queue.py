@@ -150,9 +150,8 @@ class RunQueue:
 
     def _start(self, jobs: RayJobs, each: Waiting, bars_dir: Path, driver_num_cpus: float) -> bool:
         folder = RunFolder(self._runs_dir / each.run_id)
-        start = jobs.resubmit if each.ticket.again else jobs.submit
         try:
-            record = folder.record()
+            record, progress = folder.record(), folder.progress()
             metadata = {
                 "kind": record.kind,
                 "product": record.product_id,
@@ -160,8 +159,14 @@ class RunQueue:
                 "priority": str(each.ticket.priority),
             }
             # Before the job is there: from then on its driver alone writes how far the run is.
-            folder.write_progress(folder.progress().model_copy(update={"updated_ns": time.time_ns()}))
-            start(each.run_id, folder.entrypoint(bars_dir), metadata, driver_num_cpus)
+            if progress.state is RunState.PENDING:
+                folder.write_progress(progress.model_copy(update={"updated_ns": time.time_ns()}))
+            asked = (each.run_id, folder.entrypoint(bars_dir), metadata, driver_num_cpus)
+            if not each.ticket.again:
+                jobs.submit(*asked)
+            elif progress.state is not RunState.SUCCEEDED:
+                # A study that was extended is to be computed although its last job has succeeded.
+                jobs.resubmit(*asked, succeeded_too=True)
         except (RayJobsRefused, JobFieldError, RunError) as error:
             _refused(folder, error)
             folder.ticket_file.unlink(missing_ok=True)

@@ -55,13 +55,16 @@ def extend_study(folder: RunFolder, sets: int) -> int:
     """Add ``sets`` to the budget of a search that has ended; how many extensions there are now.
 
     The run is PENDING afterwards: its next driver repeats the study from the parts and goes on. Raises ``RunError``
-    where the run does not search, has not succeeded or has no room, ``RunBusy`` where a driver is at work on it.
+    where the run does not search, has not succeeded, has no room or is another cluster's, ``RunBusy`` where a driver
+    is at work on it.
     """
     from strategies.search_spec import MODEL_SETS_MAX, SETS_MAX
 
     search = folder.spec().search
     if search is None:
         raise RunError("run_id", folder.run_id, "a run with a search (a grid is complete)")
+    if folder.remote_file.exists():
+        raise RunError("run_id", folder.run_id, "a run of this desk: its parts are where it was computed")
     notes = read_notes(folder)
     most = MODEL_SETS_MAX if search.method in {"tpe", "cmaes"} else SETS_MAX
     if isinstance(sets, bool) or not 1 <= sets <= most - search.sets - sum(notes.extensions):

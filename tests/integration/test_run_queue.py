@@ -14,10 +14,12 @@ from cluster.ray_jobs import RayJobsUnavailable
 from cluster.run_folder import RunError, RunFolder, RunState
 from cluster.run_queue import NotWaiting, Priority, QueueFull, RunQueue, Ticket, Waiting, due, read_ticket
 from cluster.runs import prepare_run, settle_with_job
+from cluster.study_file import extend_study
 from conf.settings import QueueSettings
 from tests.jobs_api import JobsApi, jobs_api
-from tests.run_samples import make_store, one_set_spec
+from tests.run_samples import make_spec, make_store, one_set_spec
 
+SPACE = [{"strategy": "sma_cross", "grid": {"fast": {"low": 5, "high": 20}, "slow": {"low": 30, "high": 90}}}]
 LIMITS = QueueSettings(runs_at_once_max=2, runs_per_user_max=1, waiting_per_user_max=3)
 
 
@@ -131,6 +133,31 @@ def test_an_ended_run_that_waits_again_starts_as_a_new_attempt(desk: Desk, ray: 
     assert settle_with_job(folder, ray.client().latest("a1")).state is RunState.PENDING
     assert desk.dispatch(ray) == ["a1"]
     assert [row["submission_id"] for row in ray.submissions] == ["a1", "a1-r2"]
+
+
+def test_a_study_that_was_extended_starts_although_its_last_job_succeeded(desk: Desk, ray: JobsApi) -> None:
+    """It once did not: the queue took the last job for an answer, and the extended run was then given up as lost."""
+    spec = make_spec(grids=SPACE, search={"method": "random", "sets": 8})
+    folder = prepare_run(desk.runs_dir, desk.store, spec, "a1")
+    desk.queue.enqueue(folder, "ann")
+    desk.dispatch(ray)
+    folder.write_progress(folder.progress().model_copy(update={"state": RunState.SUCCEEDED}))
+    ray.put("a1", "SUCCEEDED")
+    assert extend_study(folder, 4) == 1
+    desk.queue.enqueue(folder, "ann", again=True)
+    kept = folder.ticket_file.read_bytes()
+    assert desk.dispatch(ray) == ["a1"]
+    assert [row["submission_id"] for row in ray.submissions] == ["a1", "a1-r2"]
+    # A caller killed before it removed the ticket: what it started has succeeded, so nothing is left to start.
+    folder.write_progress(folder.progress().model_copy(update={"state": RunState.SUCCEEDED}))
+    ray.put("a1-r2", "SUCCEEDED")
+    folder.ticket_file.write_bytes(kept)
+    desk.dispatch(ray)
+    assert len(ray.submissions) == 2
+    assert folder.progress().state is RunState.SUCCEEDED
+    folder.remote_file.write_text("{}")
+    with pytest.raises(RunError, match="where it was computed"):
+        extend_study(folder, 4)
 
 
 def test_what_ray_refuses_and_a_damaged_ticket_fail_alone(desk: Desk, ray: JobsApi) -> None:
