@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from cluster.run_folder import Block
@@ -35,10 +36,11 @@ for _secret in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKE
 from ray import tune  # noqa: E402 -- see above
 from ray.tune.search import Searcher  # noqa: E402
 
-# A worker that dies (out of memory, node gone, SIGKILL) costs its block, which is then computed again.
+# A block that fails, or whose worker dies while it computes (out of memory, node gone, SIGKILL), is computed again.
 FAILURES_MAX: Final = 2
-# How often a block may be lost before it began, which is not its fault.
-LOSSES_MAX: Final = 5
+# How often a block may be lost before it began, which is not its fault: Tune moves trials into actors it has kept
+# without asking whether they live, so after the loss of a node a block may meet as many dead ones as the node had.
+LOSSES_MAX: Final = 100
 # Neither a block finished nor one begun in this time: the cluster has no room for us. Autoscaling takes minutes.
 STALL_TIMEOUT_S: Final = 900.0
 
@@ -64,11 +66,12 @@ def run_blocks(
     one, before Tune puts its actors away (which takes a second or two). Raises ``BlockFailed`` or ``SweepStalled``.
     """
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    watch = Watch(source, on_block, on_last)
     storage = work.folder.path / "tune"
+    watch = Watch(source, on_block, on_last, storage / "begun")
     shutil.rmtree(storage, ignore_errors=True)
+    watch.begun_dir.mkdir(parents=True)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(evaluate_block, work=work), {"cpu": 1}),
+        tune.with_resources(tune.with_parameters(_begin, work=work, begun_dir=watch.begun_dir), {"cpu": 1}),
         tune_config=tune.TuneConfig(
             search_alg=_Asker(watch), num_samples=-1, reuse_actors=True, max_concurrent_trials=workers
         ),
@@ -76,12 +79,22 @@ def run_blocks(
             name="blocks",
             storage_path=str(storage),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=FAILURES_MAX),
+            failure_config=tune.FailureConfig(max_failures=0),  # what is tried again is for the watch to say
             callbacks=[watch],
         ),
     )
     tuner.fit()
     shutil.rmtree(storage, ignore_errors=True)
+
+
+def _begin(config: dict[str, Any], work: Work, begun_dir: Path) -> dict[str, Any]:
+    """The trainable: tells that the block has begun, then computes it."""
+    _mark(begun_dir, Block(**config["block"])).touch()
+    return evaluate_block(config, work)
+
+
+def _mark(begun_dir: Path, block: Block) -> Path:
+    return begun_dir / f"{block.start}-{block.stop}"
 
 
 class _Asker(Searcher):
@@ -111,12 +124,20 @@ class _Asker(Searcher):
 class Watch(tune.Callback):
     """Follows the trials; an exception raised in a step of Tune's loop ends the sweep."""
 
-    def __init__(self, source: Source, on_block: Callable[[Block, float], None], on_last: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        on_block: Callable[[Block, float], None],
+        on_last: Callable[[], None],
+        begun_dir: Path,
+    ) -> None:
         self.source = source
+        self.begun_dir = begun_dir
         self._losses: Counter[int] = Counter()
+        self._failures: list[Block] = []
         self._on_block = on_block
         self._on_last = on_last
-        self._failed: list[Any] = []
+        self._given_up: tuple[Block, str] | None = None
         self._moved_s = time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -130,20 +151,28 @@ class Watch(tune.Callback):
         self._on_block(block, seconds)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        # Tune gives a trial up at once, whatever ``max_failures``, when it was about to move into an actor that has
-        # died. Nothing is wrong with such a block: it goes back to the source.
         block = Block(**trial.config["block"])
-        self._losses[block.start] += 1
-        if trial.should_recover() and self._losses[block.start] < LOSSES_MAX:
+        mark = _mark(self.begun_dir, block)
+        if mark.exists():
+            mark.unlink()
+            self._failures.append(block)
+            count, most, what = self._failures_of(block), FAILURES_MAX + 1, "failed"
+        else:
+            self._losses[block.start] += 1
+            count, most, what = self._losses[block.start], LOSSES_MAX, "was lost before it began"
+        if count < most:
             self.source.lost(block)
         else:
-            self._failed.append(trial)
+            self._given_up = block, f"{what} {count} times: {_reason(trial)}"
+
+    def _failures_of(self, block: Block) -> int:
+        """A block tried again may be cut anew; what shares a set with it counts."""
+        return sum(one.start < block.stop and block.start < one.stop for one in self._failures)
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        if self._failed:
-            trial = self._failed[0]
-            block = Block(**trial.config["block"])
-            raise BlockFailed(f"block {block.start}-{block.stop} failed {FAILURES_MAX + 1} times: {_reason(trial)}")
+        if self._given_up:
+            block, why = self._given_up
+            raise BlockFailed(f"block {block.start}-{block.stop} {why}")
         if self.source.finished:
             last, self._on_last = self._on_last, _nothing
             last()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,12 @@ class TrialStub:
     """What the watch reads of a trial."""
 
     block: Block
-    recoverable: bool = False
     error_file: str | None = None
     last_result: dict[str, Any] = field(default_factory=lambda: {"seconds": 0.5})
 
     @property
     def config(self) -> dict[str, Any]:
         return {"block": self.block.model_dump()}
-
-    def should_recover(self) -> bool:
-        return self.recoverable
 
 
 @dataclass
@@ -48,17 +45,25 @@ class Followed:
         assert block is not None
         return block
 
+    def begin(self) -> Block:
+        """The next block, whose worker has begun with it."""
+        block = self.next()
+        (self.watch.begun_dir / f"{block.start}-{block.stop}").touch()
+        return block
 
-def follow() -> Followed:
+
+@pytest.fixture
+def followed(tmp_path: Path) -> Followed:
     blocks: list[tuple[int, float]] = []
     ends: list[str] = []
     plan = GridPlan([("sma_cross", np.zeros((2, 3))), ("sma_cross", np.zeros((3, 3)))])
-    watch = Watch(plan, lambda block, seconds: blocks.append((block.start, seconds)), lambda: ends.append("end"))
+    watch = Watch(
+        plan, lambda block, seconds: blocks.append((block.start, seconds)), lambda: ends.append("end"), tmp_path
+    )
     return Followed(plan, watch, blocks, ends)
 
 
-def test_the_end_is_reported_once_after_the_last_block() -> None:
-    followed = follow()
+def test_the_end_is_reported_once_after_the_last_block(followed: Followed) -> None:
     one, other = followed.next(), followed.next()
     for block in (other, one):
         assert followed.ends == []
@@ -69,45 +74,56 @@ def test_the_end_is_reported_once_after_the_last_block() -> None:
     assert followed.ends == ["end"]
 
 
-def test_a_block_whose_actor_was_gone_before_it_began_is_given_to_another() -> None:
-    """Tune gives such a trial up whatever max_failures; a sweep failed when an idle worker was killed."""
-    followed = follow()
+def test_a_block_whose_actors_were_gone_before_it_began_is_given_to_another(followed: Followed) -> None:
+    """A sweep failed when its idle workers were killed: Tune sent a trial to each of the dead ones within 10 ms."""
     one, other = followed.next(), followed.next()
-    followed.watch.on_trial_error(0, [], TrialStub(one, recoverable=True))
+    for _ in range(10):
+        followed.watch.on_trial_error(0, [], TrialStub(one))
+        followed.watch.on_step_end(0, [])
+        assert followed.next() == one
     followed.watch.on_trial_complete(0, [], TrialStub(other))
+    followed.watch.on_trial_complete(0, [], TrialStub(one))
     followed.watch.on_step_end(0, [])
-    assert followed.ends == []
-    assert followed.next() == one
+    assert followed.ends == ["end"]
 
 
-def test_a_block_that_is_lost_over_and_over_ends_the_sweep() -> None:
-    followed = follow()
+def test_a_block_that_never_begins_ends_the_sweep(followed: Followed) -> None:
     for _ in range(trials.LOSSES_MAX):
         followed.watch.on_step_end(0, [])
-        followed.watch.on_trial_error(0, [], TrialStub(followed.next(), recoverable=True))
-    with pytest.raises(BlockFailed, match="block 0-2 failed"):
+        followed.watch.on_trial_error(0, [], TrialStub(followed.next()))
+    with pytest.raises(BlockFailed, match=r"block 0-2 was lost before it began 100 times"):
         followed.watch.on_step_end(0, [])
 
 
-def test_a_block_that_failed_too_often_ends_the_sweep_with_its_reason(tmp_path: Any) -> None:
+def test_a_block_that_failed_too_often_ends_the_sweep_with_its_reason(followed: Followed, tmp_path: Path) -> None:
     file = tmp_path / "error.txt"
     file.write_text("Traceback ...\n  File x\nstrategies.backtest.AccountingError: sma_cross at bar 7: no number\n\n")
-    followed = follow()
-    followed.watch.on_trial_error(0, [], TrialStub(followed.next(), error_file=str(file)))
+    for _ in range(trials.FAILURES_MAX + 1):
+        followed.watch.on_step_end(0, [])
+        followed.watch.on_trial_error(0, [], TrialStub(followed.begin(), error_file=str(file)))
     with pytest.raises(BlockFailed, match=r"block 0-2 failed 3 times: .*AccountingError: sma_cross at bar 7"):
         followed.watch.on_step_end(0, [])
 
 
+def test_a_block_cut_anew_has_the_failures_of_the_sets_it_shares(followed: Followed) -> None:
+    for start, stop in ((0, 2), (0, 1), (0, 2)):
+        followed.watch.on_step_end(0, [])
+        block = followed.begin().model_copy(update={"start": start, "stop": stop})
+        (followed.watch.begun_dir / f"{start}-{stop}").touch()
+        followed.watch.on_trial_error(0, [], TrialStub(block))
+    with pytest.raises(BlockFailed, match=r"block 0-2 failed 3 times"):
+        followed.watch.on_step_end(0, [])
+
+
 @pytest.mark.parametrize("error_file", [None, "/nowhere/error.txt"])
-def test_a_failure_without_a_reason_says_so(error_file: str | None) -> None:
-    followed = follow()
-    followed.watch.on_trial_error(0, [], TrialStub(followed.next(), error_file=error_file))
+def test_a_failure_without_a_reason_says_so(followed: Followed, error_file: str | None) -> None:
+    for _ in range(trials.FAILURES_MAX + 1):
+        followed.watch.on_trial_error(0, [], TrialStub(followed.begin(), error_file=error_file))
     with pytest.raises(BlockFailed, match="no reason is known"):
         followed.watch.on_step_end(0, [])
 
 
-def test_a_sweep_that_does_not_move_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    followed = follow()
+def test_a_sweep_that_does_not_move_ends_itself(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     followed.watch.on_step_end(0, [])
     monkeypatch.setattr(trials, "STALL_TIMEOUT_S", -1.0)
     with pytest.raises(SweepStalled, match="free CPU"):
