@@ -11,6 +11,8 @@ from cluster import (
     cli_accounts,
     cli_arm,
     cli_audit,
+    cli_data,
+    cli_jobs,
     cli_keys,
     cli_limits,
     cli_orders,
@@ -30,8 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The trading desk: backtests and sweeps as Ray jobs, orders through pre-trade risk.",
 )
-app.add_typer(cli_research.data, name="data")
-app.add_typer(cli_research.jobs, name="jobs")
+app.add_typer(cli_data.data, name="data")
+app.add_typer(cli_jobs.jobs, name="jobs")
 app.add_typer(cli_risk.risk, name="risk")
 app.add_typer(cli_audit.audit, name="audit")
 app.add_typer(cli_limits.limits, name="limits")
@@ -43,10 +45,10 @@ app.add_typer(cli_strategy.strategy, name="strategy")
 app.add_typer(exchange, name="exchange")
 app.add_typer(cli_arm.arm, name="arm")
 app.command("reconcile")(cli_reconcile.reconcile)
-app.command("ingest")(cli_research.ingest)
+app.command("ingest")(cli_data.ingest)
 app.command("backtest")(cli_research.backtest)
 app.command("sweep")(cli_research.sweep)
-app.command("report")(cli_research.report)
+app.command("report")(cli_jobs.report)
 
 
 @app.callback()

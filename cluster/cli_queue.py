@@ -105,7 +105,7 @@ def jobs_priority(run_id: str = RunArgument, priority: Priority = typer.Argument
 
 def jobs_retry(run_id: str = RunArgument, priority: Priority = PriorityOption, as_json: bool = JsonOption) -> None:
     """Let a failed or stopped run go on from its finished blocks when it is its turn."""
-    from cluster.cli_research import ray_jobs
+    from cluster.cli_jobs import ray_jobs
     from cluster.run_folder import RunState
     from cluster.runs import open_run, settle_with_job
 

@@ -168,7 +168,7 @@ class BarStore:
         with self._locked(bars.product_id, bars.granularity) as folder:
             series = self._series(bars.product_id, bars.granularity)
             if series is None:
-                series = Series(SCHEMA_VERSION, bars.product_id, bars.granularity, source == SIMULATED)
+                series = Series(SCHEMA_VERSION, bars.product_id, bars.granularity, is_simulated(source))
             _require_same_kind(folder, series, source)
             try:
                 merged, report = _merge(folder, series, bars, source, replace)
@@ -454,6 +454,11 @@ def _require_range(root: Path, start_ns: int | None, end_ns: int | None) -> None
         raise DataError(root, None, "start_ns before end_ns", f"{start_ns} {end_ns}")
 
 
+def is_simulated(source: str) -> bool:
+    """Whether bars of this source are of no market: ``SIMULATED``, alone or before what was done with them."""
+    return source.partition(",")[0] == SIMULATED
+
+
 def _up(ts_ns: int, step_ns: int) -> int:
     return -(-ts_ns // step_ns) * step_ns
 
@@ -463,7 +468,7 @@ def _damage(error: DataError, start_ns: int, end_ns: int) -> Finding:
 
 
 def _require_same_kind(folder: Path, series: Series, source: str) -> None:
-    if series.simulated != (source == SIMULATED):
+    if series.simulated != is_simulated(source):
         kind = f"a {'simulated' if series.simulated else 'real'} source, or the series removed first"
         raise DataError(folder, None, kind, source)
 

@@ -232,10 +232,16 @@ class RunFolder:
         self.load_strategies()
         return parse_spec(_load_json(self.spec_file))
 
+    def spec_content(self) -> dict[str, Any]:
+        """What was asked, as it stands in spec.json: nothing of the user's is run for it."""
+        content = _load_json(self.spec_file)
+        if not isinstance(content, dict):
+            raise RunError(self.spec_file.name, type(content).__name__, "an object")
+        return content
+
     def sort_by(self) -> str:
         """The column the run is sorted by, read without running anything of the user's."""
-        content = _load_json(self.spec_file)
-        metric = content.get("sort_by") if isinstance(content, dict) else None
+        metric = self.spec_content().get("sort_by")
         if not isinstance(metric, str):
             raise RunError("spec.json", metric, "sort_by, a column's name")
         return metric
@@ -272,7 +278,8 @@ class RunFolder:
         """The best ``limit`` rows so far, best first: ``set_id``, ``strategy``, ``params``, every metric and what
         honesty adds once the run has ended.
 
-        Before the run has ended it is read from the finished blocks. A figure that is not a number is None.
+        Before the run has ended it is read from the finished blocks. A figure that is not a number is None. Of a search
+        ``history`` is the part of the bars a set was run on: below 1 it ranks below all others.
         """
         return self.ranked_rows(limit, sort_by)[0]
 
@@ -288,7 +295,7 @@ class RunFolder:
         if not table.num_rows:
             return [], wanted, ""
         metric, note = sorting_metric(table, wanted)
-        shown = [name for name in (*METRICS, *HONEST_COLUMNS) if name in table.column_names]
+        shown = [name for name in (*METRICS, *HONEST_COLUMNS, "history") if name in table.column_names]
         order = best_first(table, metric)[: max(0, limit)]
         rows = table.select(["set_id", "strategy", "params", *shown]).take(order).to_pylist()
         return [{key: _plain(key, value) for key, value in row.items()} for row in rows], metric, note
@@ -316,7 +323,8 @@ def ranking(values: NDArray[np.float64], set_ids: NDArray[np.int64], metric: str
 def best_first(table: pa.Table, metric: str) -> NDArray[np.int64]:
     """int64[m]: the rows of a table of results from best to worst by one of its columns.
 
-    Of a search those that were run on the whole history come first, and of these those that break no constraint.
+    Of a search those that were run on the whole history come first, and of these those that break no constraint
+    (which is known when it has ended).
     """
     import numpy as np
 
@@ -324,7 +332,9 @@ def best_first(table: pa.Table, metric: str) -> NDArray[np.int64]:
     if "history" not in table.column_names:
         return order
     partly = table["history"].to_numpy()[order] < 1.0
-    broken = ~table["feasible"].to_numpy(zero_copy_only=False)[order]
+    broken = np.zeros(len(order), dtype=np.bool_)
+    if "feasible" in table.column_names:
+        broken = ~table["feasible"].to_numpy(zero_copy_only=False)[order]
     return np.asarray(order[np.lexsort((np.arange(len(order)), broken, partly))])
 
 
@@ -342,26 +352,55 @@ def sorting_metric(table: pa.Table, wanted: str) -> tuple[str, str]:
 def read_rows(folder: RunFolder) -> pa.Table:
     """Every row there is so far: results.parquet where the run has ended, else the finished blocks; maybe no row.
 
-    Of the blocks each set's first row; their moments are left out.
+    Of the blocks each set's first row; their moments are left out. Where a search has run sets on a part of the bars
+    only, ``history`` says on which, and a set that was run again on more of them has its longest run's row.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from strategies.metrics import METRICS
-
-    columns = ["set_id", "strategy", "params", *METRICS]
     try:
         if folder.results_file.is_file():
             return pq.read_table(folder.results_file)
-        parts = [pq.read_table(path, columns=columns) for path in sorted(folder.parts_dir.glob("block-*.parquet"))]
+        paths = sorted(folder.parts_dir.glob("block-*.parquet"))
+        bar_count = folder.record().bar_count if paths else 0
+        parts = [_part_rows(path, bar_count) for path in paths]
     except (pa.ArrowException, OSError) as error:
         raise RunError("run_id", folder.run_id, f"readable result files ({error})") from error
     if not parts:
         return pa.table({})
-    rows = pa.concat_tables(parts).replace_schema_metadata()
+    rows = pa.concat_tables(parts)
     firsts = np.unique(rows["set_id"].to_numpy(), return_index=True)[1]
-    return rows if len(firsts) == rows.num_rows else rows.take(firsts)
+    rows = rows if len(firsts) == rows.num_rows else rows.take(firsts)
+    return _longest_runs(rows) if (rows["history"].to_numpy() < 1.0).any() else rows.drop_columns("history")
+
+
+def _part_rows(path: Path, bar_count: int) -> pa.Table:
+    """A part's rows and the share of the bars they were run on, which its metadata tells."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from strategies.metrics import METRICS
+
+    table = pq.read_table(path, columns=["set_id", "strategy", "params", *METRICS])
+    text = (table.schema.metadata or {}).get(b"block", b"{}")
+    try:
+        bars = Block.model_validate_json(text).bar_count
+    except ValidationError:
+        bars = None  # of an earlier version, whose blocks were always of all bars
+    share = 1.0 if bars is None else bars / bar_count
+    return table.replace_schema_metadata().append_column("history", [np.full(table.num_rows, share)])
+
+
+def _longest_runs(rows: pa.Table) -> pa.Table:
+    """Of rows that are of the same set the one that was run on most bars."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    names = pc.binary_join_element_wise(rows["strategy"], rows["params"], "\n").combine_chunks()
+    which = names.dictionary_encode().indices.to_numpy()
+    order = np.lexsort((-rows["history"].to_numpy(), which))
+    return rows.take(np.sort(order[np.unique(which[order], return_index=True)[1]]))
 
 
 def _plain(key: str, value: Any) -> Any:

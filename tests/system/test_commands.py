@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 COMMANDS = [
     "up", "down", "status", "demo", "ingest", "backtest", "sweep", "report",
-    "data ls", "data check", "data rm", "jobs ls", "jobs show", "jobs logs", "jobs stop",
+    "data ls", "data check", "data resample", "data rm", "jobs ls", "jobs show", "jobs logs", "jobs stop",
     "jobs queue", "jobs priority", "jobs retry", "jobs archive", "jobs restore", "jobs fetch",
     "risk status", "risk halt", "risk resume", "risk approvals", "risk approve", "risk refuse", "risk alerts",
     "risk watch", "risk verify", "limits show", "limits set", "limits proposals", "limits approve", "limits refuse",
