@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import click
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -121,6 +120,7 @@ def backtest(
 
 @command
 def sweep(
+    context: typer.Context,
     spec_file: Path | None = typer.Argument(
         None,
         help="A specification as YAML or JSON, instead of the options; or your own strategy, a .py file (code; it runs "
@@ -177,7 +177,7 @@ def sweep(
     from strategies.spec import parse_spec
 
     if extended is not None:
-        _refuse_given(*OF_A_SPECIFICATION, why=f"--extend goes on with what {extended} was asked for")
+        _refuse_given(context, *OF_A_SPECIFICATION, why=f"--extend goes on with what {extended} was asked for")
         _run(extend(load_settings().runs_path, extended, sets), extended, detach, as_json, priority, top=top)
         return
     searched = search_of(
@@ -194,7 +194,7 @@ def sweep(
     )
     own = users_strategy(spec_file) if spec_file is not None and is_file_name(spec_file.name) else None
     if spec_file is not None and own is None:
-        _refuse_given(*OF_A_SPECIFICATION, why=f"{spec_file} says it")
+        _refuse_given(context, *OF_A_SPECIFICATION, why=f"{spec_file} says it")
         content: dict[str, Any] = read_mapping(spec_file)
         if not content:
             raise CommandError(f"{spec_file}: no such file, or it is empty", field="spec_file")
@@ -294,11 +294,10 @@ def _turn(settings: Settings, folder: RunFolder) -> RunProgress:
     return settled(settings, folder)
 
 
-def _refuse_given(*names: str, why: str) -> None:
+def _refuse_given(context: typer.Context, *names: str, why: str) -> None:
     """Raise ``CommandError`` where one of these options was typed: it would be passed over in silence."""
-    context = click.get_current_context()
     for parameter in context.command.params:
-        typed = context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
-        if parameter.name in names and typed:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
             option = max(parameter.opts, key=len)
             raise CommandError(f"{option} cannot be given here: {why}", field=str(parameter.name), rule="not both")
