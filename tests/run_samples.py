@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from cluster.market_data import SIMULATED, BarStore
-from cluster.runs import Block, RunFolder, prepare_run
-from jobs.blocks import config_of, evaluate_block
+from cluster.runs import Block, RunFolder, prepare_run, read_market
+from jobs.blocks import compute_here, config_of, evaluate_block
 from jobs.plan import ParameterSets
-from jobs.sweep import Reporter, Run, finish, work_of
+from jobs.sweep import Reporter, Run, finish, plan_of, work_of
 from strategies.backtest import SweepSpec, parse_spec
 from strategies.model import Bars, Granularity
 from tests.bar_samples import NEW_YEAR_NS
@@ -59,8 +59,7 @@ def one_set_spec(**changes: Any) -> SweepSpec:
 def loaded(folder: RunFolder, store: BarStore) -> Run:
     """A prepared run, its bars read."""
     spec = folder.spec()
-    bars = store.read(spec.product_id, spec.granularity, spec.start_ns, spec.end_ns)
-    return Run(folder, spec, folder.record(), bars, spec.parameter_sets())
+    return Run(folder, spec, folder.record(), read_market(store, spec), spec.parameter_sets())
 
 
 def cut(sets: ParameterSets, block_count: int) -> list[Block]:
@@ -89,3 +88,13 @@ def complete_run(
     evaluate_blocks(run, cut(run.sets, block_count))
     finish(run, Reporter(run.folder))
     return run.folder
+
+
+def driven_here(folder: RunFolder, store: BarStore) -> RunFolder:
+    """A prepared run, a grid's or a search, computed to its end as a driver that needs no worker does."""
+    run = loaded(folder, store)
+    state = Reporter(folder)
+    plan = plan_of(run, state)
+    compute_here(work_of(run), plan, state.block)
+    finish(run, state, plan)
+    return folder

@@ -17,13 +17,11 @@ from cluster.market_data import BarStore
 from cluster.run_folder import LOWER_IS_BETTER
 from cluster.runs import RunFolder, RunState, prepare_run
 from cluster.study_file import extend_study
-from jobs.blocks import compute_here
 from jobs.search import SEARCH_COLUMNS
-from jobs.sweep import Reporter, finish, plan_of, work_of
 from strategies.model import Granularity
 from strategies.spec import SweepSpec
 from tests.ray_head import RayHead, ray_head
-from tests.run_samples import loaded, make_spec, make_store, wavy_bars
+from tests.run_samples import driven_here, make_spec, make_store, wavy_bars
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -71,12 +69,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> BarStore:
 
 def undisturbed(root: Path, store: BarStore, search: dict[str, Any]) -> RunFolder:
     """The same search in this process, by one worker, without Ray."""
-    run = loaded(prepare_run(root, store, searching(search), "quiet"), store)
-    state = Reporter(run.folder)
-    plan = plan_of(run, state)
-    compute_here(work_of(run), plan, state.block)
-    finish(run, state, plan)
-    return run.folder
+    return driven_here(prepare_run(root, store, searching(search), "quiet"), store)
 
 
 def start_driver(head: RayHead | None, folder: RunFolder, store: BarStore) -> subprocess.Popen[bytes]:
