@@ -11,6 +11,7 @@ from cluster import (
     cli_accounts,
     cli_arm,
     cli_audit,
+    cli_compare,
     cli_data,
     cli_jobs,
     cli_keys,
@@ -49,6 +50,7 @@ app.command("ingest")(cli_data.ingest)
 app.command("backtest")(cli_research.backtest)
 app.command("sweep")(cli_research.sweep)
 app.command("report")(cli_jobs.report)
+app.command("compare")(cli_compare.compare)
 
 
 @app.callback()

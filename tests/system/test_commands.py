@@ -16,7 +16,7 @@ from tests.system.client import Desk
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 COMMANDS = [
-    "up", "down", "status", "demo", "ingest", "backtest", "sweep", "report",
+    "up", "down", "status", "demo", "ingest", "backtest", "sweep", "report", "compare",
     "data ls", "data check", "data resample", "data rm", "jobs ls", "jobs show", "jobs logs", "jobs stop",
     "jobs queue", "jobs priority", "jobs retry", "jobs archive", "jobs restore", "jobs fetch",
     "risk status", "risk halt", "risk resume", "risk approvals", "risk approve", "risk refuse", "risk alerts",
