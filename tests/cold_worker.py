@@ -25,7 +25,7 @@ def look() -> dict[str, Any]:
         _results(name)
         if not number:
             first_s, first_cpu_s = time.perf_counter(), time.process_time()
-    loaded, compiled = _statistics()
+    loaded, compiled = statistics()
     return {
         "loaded": loaded,
         "compiled": compiled,
@@ -35,7 +35,7 @@ def look() -> dict[str, Any]:
         "first_result_wall_s": round(first_s - imported_s, 3),
         "others_cpu_s": round(time.process_time() - first_cpu_s, 3),
         "process_cpu_s": round(time.process_time(), 3),
-        "process_age_s": round(_age_s(), 3),
+        "process_age_s": round(age_s(), 3),
     }
 
 
@@ -63,12 +63,13 @@ def _results(name: str) -> None:
     run(BacktestSpec(product_id="BTC-USD", granularity=Granularity.ONE_HOUR, strategy=name), bars)
 
 
-def _statistics() -> tuple[int, list[str]]:
-    """How many functions came from the cache, and the names of those that were compiled."""
+def statistics() -> tuple[int, list[str]]:
+    """How many functions came from the cache, and the names of those that were compiled; users' own among them."""
     from strategies.compiled import cache_statistics
 
     loaded, compiled = 0, []
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("strategies.")]
+    ours = ("strategies.", "users_")
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(ours)]
     functions = {id(f): f for module in modules for f in vars(module).values() if hasattr(f, "py_func")}
     for function in functions.values():
         hits, misses = cache_statistics(function)
@@ -77,7 +78,8 @@ def _statistics() -> tuple[int, list[str]]:
     return loaded, sorted(compiled)
 
 
-def _age_s() -> float:
+def age_s() -> float:
+    """Wall seconds since this process began."""
     import psutil
 
     return time.time() - psutil.Process().create_time()
