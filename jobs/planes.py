@@ -13,6 +13,7 @@ import pyarrow as pa
 from strategies.base import RULES
 from strategies.metrics import METRICS
 from strategies.model import Float64Array
+from strategies.segments import HONEST_COLUMNS
 
 # What fits on a screen and keeps the report small.
 AXIS_VALUES_MAX: Final = 60
@@ -51,7 +52,7 @@ def _planes(rows: pa.Table, sort_by: str) -> list[dict[str, Any]]:
     if not telling:
         return []
     pairs: list[tuple[str, str | None]] = [*itertools.combinations(telling, 2)] or [(telling[0], None)]
-    metrics = {name: rows[name].to_numpy() for name in METRICS}
+    metrics = {name: rows[name].to_numpy() for name in (*METRICS, *HONEST_COLUMNS) if name in rows.column_names}
     # A screen is wider than high: the parameter with more values lies across.
     across = [(y, x) if y is not None and counts[y] > counts[x] else (x, y) for x, y in pairs]
     return [_plane(x, y, columns, best, metrics) for x, y in across]

@@ -28,7 +28,8 @@ from cluster.live_bars import LiveBar, bars_of
 from cluster.run_folder import RunError, replace_file
 from cluster.session_journal import BAR, CORRECTION, ORDER, read_journal
 from cluster.sessions import SessionFolder, SessionSpec
-from jobs.report import plotly_source, sample
+from jobs.report import plotly_source
+from jobs.report_series import sample
 from jobs.session_plan import wanted_target
 from strategies import kernel
 from strategies.backtest import run

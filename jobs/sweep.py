@@ -230,7 +230,7 @@ def finish(run: Run, state: Reporter, plan: GridPlan | StudySource | None = None
     state.phase("reporting")
     from jobs.report import write_report
 
-    write_report(run.folder)
+    write_report(run.folder, run.bars)
     state.succeeded()
     print("seconds:", " ".join(f"{phase} {spent_s:.2f}" for phase, spent_s in state.timings_s().items()), flush=True)
 

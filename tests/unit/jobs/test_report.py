@@ -13,7 +13,8 @@ import pytest
 from cluster.market_data import BarStore
 from cluster.runs import RunFolder
 from jobs import report
-from jobs.report import monthly_returns, sample, write_report
+from jobs.report import write_report
+from jobs.report_series import monthly_returns, sample
 from tests.bar_samples import NEW_YEAR_NS
 from tests.run_samples import complete_run, make_spec, make_store, one_set_spec
 
@@ -32,6 +33,7 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
+        self.ids: set[str] = set()
         self.texts: list[str] = []
         self.scripts: dict[str, str] = {}
         self._inside = ""
@@ -40,6 +42,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append(tag)
         self.attributes += attrs
+        self.ids |= {value for name, value in attrs if name == "id" and value}
         self._inside = f"{tag}#{dict(attrs).get('id', '')}" if tag in {"script", "style"} else ""
 
     def handle_endtag(self, tag: str) -> None:
@@ -72,10 +75,11 @@ def test_the_report_shows_run_best_set_and_leaderboard(store: BarStore, tmp_path
         assert fact in page.text
     assert f"Sweep of {record.set_count} parameter sets" in page.text
     assert f"{best['total_return'] * 100:+.1f}\u00a0%".replace("-", "−") in "".join(page.texts)
-    assert page.elements.count("tr") == 1 + 2 + record.set_count  # months with their head, leaderboard with its head
     data = json.loads(page.scripts["script#data"])
-    assert [strategy["title"] for strategy in data["planes"]]
-    assert len(data["series"]["ts"]) == 600
+    assert {strategy["title"] for strategy in data["heat"]["maps"]} == {"SMA cross", "RSI mean reversion"}
+    assert len(data["sets"]) == 4
+    assert [one["set_id"] for one in data["sets"]] == [row["set_id"] for row in folder.leaderboard(4)]
+    assert len(data["sets"][0]["curve"]["ts"]) == 600
 
 
 def test_a_run_with_same_close_fills_says_look_ahead(store: BarStore, tmp_path: Path) -> None:
@@ -90,9 +94,13 @@ def test_a_run_on_real_bars_does_not_say_simulated(tmp_path: Path) -> None:
     assert "coinbase" in page.text
 
 
-def test_a_single_backtest_has_a_report_without_planes(store: BarStore, tmp_path: Path) -> None:
+def test_what_a_single_backtest_cannot_have_is_said_and_not_drawn(store: BarStore, tmp_path: Path) -> None:
     page = page_of(complete_run(tmp_path / "runs", store, one_set_spec()))
-    assert json.loads(page.scripts["script#data"])["planes"] == []
+    data = json.loads(page.scripts["script#data"])
+    assert data["heat"]["maps"] == []
+    assert not {"heat-plot", "walk-bars", "logits", "paths", "study-best"} & page.ids
+    for sentence in ("No parameter varies", "No walk-forward: one set", "No probability of backtest", "is no search"):
+        assert sentence in page.text
 
 
 def test_a_run_without_a_single_fill_has_a_report(tmp_path: Path) -> None:
@@ -106,7 +114,8 @@ def test_a_run_without_a_single_fill_has_a_report(tmp_path: Path) -> None:
 def test_the_report_loads_nothing_from_anywhere(store: BarStore, tmp_path: Path) -> None:
     page = page_of(complete_run(tmp_path / "runs", store, make_spec()))
     assert not {"link", "iframe", "img", "object", "embed", "base"} & set(page.elements)
-    assert not [value for name, value in page.attributes if name in {"src", "href", "action", "data"}]
+    links = [value for name, value in page.attributes if name in {"src", "href", "action", "data"}]
+    assert not [value for value in links if not str(value).startswith("#")]
     policy = next(value for name, value in page.attributes if name == "content" and value and "default-src" in value)
     assert "default-src 'none'" in policy
     assert "http" not in policy
