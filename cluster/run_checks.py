@@ -96,7 +96,7 @@ def _model(part: str, runs: Sequence[Identity]) -> Check:
         for name in dict.fromkeys(name for one in full for name in one)
         if len({str(one.get(name)) for one in full}) > 1
     ]
-    values = [", ".join(f"{name} {one.get(name)}" for name in names) or "the same" for one in full]
+    values = [", ".join(f"{name} {_text(one.get(name))}" for name in names) or "the same" for one in full]
     sentence = f"Other {part}: {', '.join(names)}."
     return _check(part, values, "bad", sentence)
 
@@ -138,6 +138,12 @@ def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         name = str(part["strategy"]).partition("@")[0]
         seen[name] = seen.get(name, 0) + 1
         yield from _flat(f"{path}[{name}{f'#{seen[name]}' if seen[name] > 1 else ''}]", part)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(":".join(map(_text, one.values())) for one in value) or "none"
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _period(record: RunRecord) -> str:

@@ -196,7 +196,7 @@ def _of_curves(pair: Pair, comparable: bool) -> str:
         same = told.correlation is not None and told.correlation > 1 - 1e-9
         why = "are the same" if same else f"({told.returns} returns in common) are too few to tell apart"
         return f"{about} {why}."
-    figures = f"Sharpe {told.base_sharpe:.2f} and {told.other_sharpe:.2f}, p = {told.p_value:.2f}"
+    figures = f"Sharpe {told.base_sharpe:.2f} and {told.other_sharpe:.2f}, p {_p(told.p_value)}"
     if not comparable:
         return f"{about}: {figures}; what differs may be the reason."
     if told.p_value >= SIGNIFICANT:
@@ -218,6 +218,10 @@ def _of_sets(common: CommonSets, pair: Pair) -> str:
 
 def _text(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.2f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.01" if value < 0.01 else f"= {value:.2f}"
 
 
 def _found(runs_dir: Path, run_id: str) -> RunFolder:

@@ -324,3 +324,11 @@ def test_a_run_of_an_earlier_version_is_compared_by_what_it_has(own: Path) -> No
     assert found.comparable, "what it did not know was what its default means"
     assert "earlier version" in found.runs[1].honesty["why_not"]
     assert [one.about for one in found.pairs[0].curves] == ["all bars"]
+
+
+def test_the_page_is_written_or_the_reason_told(own: Path, tmp_path: Path) -> None:
+    page = tmp_path / "both.html"
+    assert desk(f"compare base again --html {page} --json").exit_code == 0
+    assert "base and again" in page.read_text()
+    result = desk(f"compare base again --html {tmp_path}/no/both.html --json")
+    assert (result.exit_code, json.loads(result.stdout)["error"]["field"]) == (2, "html")
