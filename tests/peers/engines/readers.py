@@ -17,18 +17,19 @@ def main() -> None:
     path = sys.argv[1]
     read_by_pandas, read_by_polars = pd.read_parquet(path), pl.read_parquet(path)
     relation = duckdb.read_parquet(path)
-    report = {
+    report: dict[str, Any] = {
         "pandas": _of([(str(name), str(kind)) for name, kind in read_by_pandas.dtypes.items()], _rows(read_by_pandas)),
         "polars": _of([(name, str(kind)) for name, kind in read_by_polars.schema.items()], read_by_polars.rows()),
         "duckdb": _of(
             [(name, str(kind)) for name, kind in zip(relation.columns, relation.types, strict=True)],
             relation.fetchall(),
         ),
-        "best_by_duckdb": duckdb.sql(
+    }
+    if {"strategy", "sharpe"} <= set(relation.columns):
+        report["best_by_duckdb"] = duckdb.sql(
             "SELECT strategy, max(sharpe) FROM read_parquet($path) WHERE NOT isnan(sharpe) GROUP BY 1 ORDER BY 1",
             params={"path": path},
-        ).fetchall(),
-    }
+        ).fetchall()
     print(json.dumps(report))
 
 
