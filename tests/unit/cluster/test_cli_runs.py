@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from cluster.cli import app
 from cluster.market_data import BarStore
+from cluster.remote_runs import unpacked
 from cluster.run_honesty import honesty_of
 from cluster.runs import RunFolder, prepare_run
 from conf.settings import load_settings
@@ -197,3 +200,18 @@ def test_options_that_a_specification_file_would_pass_over_are_refused(
         assert result.exit_code == 2
         option = {"-p": "--product"}.get(words.split()[0], words.split()[0])
         assert json.loads(result.stdout)["error"]["message"].startswith(f"{option} cannot be given here")
+
+
+def test_costs_and_sizing_reach_the_specification_that_is_sent(store: BarStore) -> None:
+    """A manifest carries the specification, so that nothing has to run for it to be looked at."""
+    words = "sweep -p BTC-USD -G sma_cross.fast=5 --fee-bps 10 --cost spread_bps=2"
+    words += " --cost fee_tiers=1000:5 --sizing kind=units"
+    result = desk(f"{words} --to manifest --image desk:1 --run-id sent")
+    assert result.exit_code == 0, result.output
+    package = re.search(r"--package ([A-Za-z0-9+/=]+)", result.stdout.replace("\n", " "))
+    assert package is not None
+    spec = json.loads(unpacked(base64.b64decode(package[1]), "sent")["desk-run/spec.json"])
+    assert (spec["costs"]["fee_bps"], spec["costs"]["spread_bps"], spec["sizing"]["kind"]) == (10, 2, "units")
+    assert spec["costs"]["fee_tiers"] == [{"volume_30d_from": 1000, "fee_bps": 5}]
+    refused = desk(f"{words} --cost impact=2 --to manifest --image desk:1 --json")
+    assert (refused.exit_code, json.loads(refused.stdout)["error"]["field"]) == (2, "costs.impact")
