@@ -33,7 +33,8 @@ SizingOption = typer.Option(
     [],
     "--sizing",
     help="How large a position is, NAME=VALUE, repeatable: kind (percent, units, notional, volatility), window, "
-    "min_quantity, quantity_increment. Example: --sizing kind=volatility --sizing window=60",
+    "min_quantity, quantity_increment; of several products also quantities.PRODUCT.min_quantity and "
+    ".quantity_increment. Example: --sizing kind=volatility --sizing window=60",
 )
 # What has an option of its own, by that option.
 _OWN_OPTIONS: Final = {
@@ -65,7 +66,17 @@ def costs(fee_bps: float, slippage_bps: float, fill: str, cash: float, further: 
 
 def sizing(further: Sequence[str]) -> dict[str, Any]:
     """``sizing`` of a specification from ``--sizing``; empty without one."""
-    given = {name: _value(text) for name, text in _named(further, "--sizing")}
+    given: dict[str, Any] = {}
+    for name, text in _named(further, "--sizing"):
+        *path, last = name.split(".")
+        place = given
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise CommandError(
+                    f"--sizing {name}: {part} is given a value of its own", field=name, rule="one of them"
+                )
+        place[last] = _value(text)
     return {"sizing": given} if given else {}
 
 
@@ -130,6 +141,8 @@ def _changed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
     if isinstance(value, list):
         return " ".join(f"{tier['volume_30d_from']:g}:{tier['fee_bps']:g}" for tier in value)
     return f"{value:g}" if isinstance(value, int | float) else str(value)

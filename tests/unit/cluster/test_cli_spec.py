@@ -105,6 +105,10 @@ def test_sizing_is_read_and_checked_by_its_model() -> None:
         1e-4,
     )
     assert cli_spec.sizing(()) == {}
+    nested = cli_spec.sizing(("quantities.BTC-USD.min_quantity=0.1", "quantities.ETH-USD.min_quantity=2"))
+    assert nested == {"sizing": {"quantities": {"BTC-USD": {"min_quantity": 0.1}, "ETH-USD": {"min_quantity": 2}}}}
+    with pytest.raises(CommandError, match="a value of its own"):
+        cli_spec.sizing(("kind=units", "kind.of=units"))
     for text, field in (("kind=all", "kind"), ("window=1", "window"), ("window=2.5", "window"), ("size=1", "size")):
         with pytest.raises(SpecError, match=rf"sizing\.{field}"):
             parse_spec(ONE_SET | cli_spec.sizing([text]))
@@ -121,3 +125,5 @@ def test_the_line_of_costs_shows_all_that_are_on_and_nothing_else() -> None:
     )
     assert cli_spec.costs_line({"costs": {"fee_bps": 10.0}}).startswith("costs: fee 10 bp, slippage 5 bp")
     assert cli_spec.costs_line({}).startswith("costs: fee 60 bp")
+    line = cli_spec.costs_line({"sizing": {"window": 30, "min_quantity": 0.5}})
+    assert line.endswith("; sizing: min_quantity 0.5")
