@@ -20,12 +20,13 @@ from strategies.tables import (
     Series,
     Switches,
     Windows,
+    address,
+    addresses,
     append_changes,
     at_least,
     at_most,
     hold,
-    keep_moments,
-    kept_moments,
+    moments,
     wanted_at,
 )
 
@@ -89,13 +90,12 @@ def table_of(series: Series, first: int, last: int, windows: Windows, table: Flo
     """Two lines a window: the close's distance from the mean, and the deviation."""
     for w in range(windows.sizes.size):
         size = windows.sizes[w]
-        kept = windows.memory[windows.places[w] :]
-        state = kept_moments(kept, size)
-        for i in range(first, last):
-            state, mean, squares = rolling_moments_step(state, series.close[i])
-            table[w, 0, i - first] = series.close[i] - mean
-            table[w, 1, i - first] = math.sqrt(squares / size)
-        keep_moments(kept, size, state)
+        kept = windows.memory[windows.places[w] : windows.places[w] + 4 * size]
+        moments(series.close, False, first, last, size, kept, table[w])
+        distance, deviation = table[w, 0], table[w, 1]
+        for j in range(last - first):
+            distance[j] = series.close[first + j] - distance[j]
+            deviation[j] = math.sqrt(deviation[j] / size)
 
 
 @compiled
@@ -110,35 +110,38 @@ def scan(
     changes: Changes,
 ) -> None:
     count = 0
+    lines, found = address(table), addresses(changes)
+    stride = table.shape[2]
     for s in range(places.shape[0]):
-        distance, deviation = table[places[s, 0], 0], table[places[s, 0], 1]
-        width = rows[s, 1]
+        distance, deviation = 2 * places[s, 0] * stride, (2 * places[s, 0] + 1) * stride
         held, standing = carried[s, 0], carried[s, 1]
         changes.first[s] = count
         for begin in range(0, last - first, WORD):
             bars = min(WORD, last - first - begin)
-            buy, sell = _beyond(distance, deviation, width, begin)
-            leave_long, leave_short = at_least(distance, begin, 0.0), at_most(distance, begin, 0.0)
+            buy, sell = _beyond(lines, distance + begin, deviation + begin, rows[s, 1])
+            if (buy | sell) == NOTHING and held == 0.0 and standing == 0.0:
+                continue
+            leave_long = at_least(lines, distance + begin, 0.0)
+            leave_short = at_most(lines, distance + begin, 0.0)
             long, short = hold(buy, sell, leave_long, leave_short, rows[s, 2] > 0.0, held)
             held = wanted_at(long, short, bars - 1)
             known = leave_long | leave_short  # where the distance is no number it is neither
             long &= known
             short &= known
-            count = append_changes(changes, count, begin, bars, long, short, standing)
+            count = append_changes(found, count, begin, bars, long, short, standing)
             standing = wanted_at(long, short, bars - 1)
         carried[s, 0], carried[s, 1] = held, standing
     changes.first[places.shape[0]] = count
 
 
 @compiled
-def _beyond(distance: Float64Array, deviation: Float64Array, width: float, begin: int) -> tuple[np.uint64, np.uint64]:
-    """Bit i of the words: bar ``begin + i`` is below the lower band, above the upper one."""
-    distance, deviation = distance[begin : begin + WORD], deviation[begin : begin + WORD]
+def _beyond(lines: Float64Array, distance: int, deviation: int, width: float) -> tuple[np.uint64, np.uint64]:
+    """Bit i: below the lower band, above the upper one, on the bar whose lines lie i after the places given."""
     buy = sell = NOTHING
     for i in range(WORD):
-        band = width * deviation[i]
-        buy |= np.uint64(distance[i] < -band) << np.uint64(i)
-        sell |= np.uint64(distance[i] > band) << np.uint64(i)
+        band = width * lines[deviation + i]
+        buy |= np.uint64(lines[distance + i] < -band) << np.uint64(i)
+        sell |= np.uint64(lines[distance + i] > band) << np.uint64(i)
     return buy, sell
 
 

@@ -20,6 +20,8 @@ from strategies.tables import (
     Series,
     Switches,
     Windows,
+    address,
+    addresses,
     append_changes,
     hold,
     wanted_at,
@@ -159,17 +161,22 @@ def scan(
     changes: Changes,
 ) -> None:
     count = 0
-    words = table.view(np.uint64)
+    broken, found = address(table.view(np.uint64)), addresses(changes)
+    stride = table.shape[2]
     for s in range(places.shape[0]):
-        entry, leave = words[places[s, 0]], words[places[s, 1]]
+        entry, leave = 2 * places[s, 0] * stride, 2 * places[s, 1] * stride
+        shorts = rows[s, 2] > 0.0
         held = carried[s, 0]
         changes.first[s] = count
         for begin in range(0, last - first, WORD):
             bars = min(WORD, last - first - begin)
             at = begin // WORD
+            buy, sell = broken[entry + at], broken[entry + stride + at]
             # While the entry channel is unknown nothing is held, so NaN as a target needs no word of its own.
-            long, short = hold(entry[0, at], entry[1, at], leave[1, at], leave[0, at], rows[s, 2] > 0.0, held)
-            count = append_changes(changes, count, begin, bars, long, short, held)
+            if (buy | sell) == NOTHING and held == 0.0:
+                continue
+            long, short = hold(buy, sell, broken[leave + stride + at], broken[leave + at], shorts, held)
+            count = append_changes(found, count, begin, bars, long, short, held)
             held = wanted_at(long, short, bars - 1)
         carried[s, 0] = held
     changes.first[places.shape[0]] = count

@@ -13,12 +13,15 @@ from strategies.compiled import compiled, compiled_step
 from strategies.indicators import RelativeStrength, relative_strength_start, relative_strength_step
 from strategies.model import Float64Array, Int64Array
 from strategies.tables import (
+    NOTHING,
     WORD,
     Changes,
     Series,
     Switches,
     Windows,
     above,
+    address,
+    addresses,
     append_changes,
     at_least,
     at_most,
@@ -111,21 +114,26 @@ def scan(
     changes: Changes,
 ) -> None:
     count = 0
+    strength, found = address(table), addresses(changes)
+    stride = table.shape[1] * table.shape[2]
     for s in range(places.shape[0]):
-        line = table[places[s, 0], 0]
+        line = places[s, 0] * stride
         oversold, overbought, exit_level = rows[s, 1], rows[s, 2], rows[s, 3]
         held, standing = carried[s, 0], carried[s, 1]
         changes.first[s] = count
         for begin in range(0, last - first, WORD):
             bars = min(WORD, last - first - begin)
-            buy, sell = below(line, begin, oversold), above(line, begin, overbought)
-            leave_long, leave_short = at_least(line, begin, exit_level), at_most(line, begin, exit_level)
+            buy, sell = below(strength, line + begin, oversold), above(strength, line + begin, overbought)
+            if (buy | sell) == NOTHING and held == 0.0 and standing == 0.0:
+                continue
+            leave_long = at_least(strength, line + begin, exit_level)
+            leave_short = at_most(strength, line + begin, exit_level)
             long, short = hold(buy, sell, leave_long, leave_short, rows[s, 4] > 0.0, held)
             held = wanted_at(long, short, bars - 1)
             known = leave_long | leave_short  # where the RSI is no number it is neither
             long &= known
             short &= known
-            count = append_changes(changes, count, begin, bars, long, short, standing)
+            count = append_changes(found, count, begin, bars, long, short, standing)
             standing = wanted_at(long, short, bars - 1)
         carried[s, 0], carried[s, 1] = held, standing
     changes.first[places.shape[0]] = count

@@ -19,6 +19,8 @@ from strategies.tables import (
     Changes,
     Series,
     Switches,
+    address,
+    addresses,
     append_changes,
     means,
     wanted_at,
@@ -96,38 +98,38 @@ def scan(
     changes: Changes,
 ) -> None:
     count = 0
+    means_at, found = address(table), addresses(changes)
+    stride = table.shape[1] * table.shape[2]
     for s in range(places.shape[0]):
-        fast, slow = table[places[s, 0], 0], table[places[s, 1], 0]
+        fast, slow = places[s, 0] * stride, places[s, 1] * stride
         short_allowed = rows[s, 2] > 0.0
         held = carried[s, 0]
         changes.first[s] = count
         for begin in range(0, last - first, WORD):
             bars = min(WORD, last - first - begin)
-            long = _above(fast, slow, begin)
-            short = _below(fast, slow, begin) if short_allowed else NOTHING
-            count = append_changes(changes, count, begin, bars, long, short, held)
+            long = _above(means_at, fast + begin, slow + begin)
+            short = _below(means_at, fast + begin, slow + begin) if short_allowed else NOTHING
+            count = append_changes(found, count, begin, bars, long, short, held)
             held = wanted_at(long, short, bars - 1)
         carried[s, 0] = held
     changes.first[places.shape[0]] = count
 
 
 @compiled
-def _above(fast: Float64Array, slow: Float64Array, begin: int) -> np.uint64:
-    """Bit i: ``on_bar`` wants a long position on bar ``begin + i``."""
-    fast, slow = fast[begin : begin + WORD], slow[begin : begin + WORD]
+def _above(mean: Float64Array, fast: int, slow: int) -> np.uint64:
+    """Bit i: ``on_bar`` wants a long position where the means lie at ``fast + i`` and ``slow + i``."""
     word = NOTHING
     for i in range(WORD):
-        word |= np.uint64(fast[i] - slow[i] > EQUAL_WITHIN * slow[i]) << np.uint64(i)
+        word |= np.uint64(mean[fast + i] - mean[slow + i] > EQUAL_WITHIN * mean[slow + i]) << np.uint64(i)
     return word
 
 
 @compiled
-def _below(fast: Float64Array, slow: Float64Array, begin: int) -> np.uint64:
+def _below(mean: Float64Array, fast: int, slow: int) -> np.uint64:
     """The same for a short one."""
-    fast, slow = fast[begin : begin + WORD], slow[begin : begin + WORD]
     word = NOTHING
     for i in range(WORD):
-        word |= np.uint64(fast[i] - slow[i] < -(EQUAL_WITHIN * slow[i])) << np.uint64(i)
+        word |= np.uint64(mean[fast + i] - mean[slow + i] < -(EQUAL_WITHIN * mean[slow + i])) << np.uint64(i)
     return word
 
 

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from strategies.base import BarStep, Params, Strategy
@@ -20,17 +21,27 @@ from strategies.indicators import (
 )
 from strategies.model import Float64Array, Int64Array
 from strategies.tables import (
+    EVERYTHING,
     MOMENTS_MEMORY,
     NOTHING,
+    ONE,
     WORD,
     Changes,
     Series,
     Switches,
     Windows,
-    keep_moments,
-    kept_moments,
+    address,
+    addresses,
+    moments,
     trailing_zeros,
+    wanted_at,
 )
+
+Words = NDArray[np.uint64]
+
+# Of ``_quiet``: much more than rounding can come to, and a size below which a product of two could be 0.
+SURELY = 1e-12
+NO_UNDERFLOW = 1e100
 
 
 class VolTargetMomentumParams(Params):
@@ -101,22 +112,16 @@ def targets(
 
 @compiled
 def table_of(series: Series, first: int, last: int, windows: Windows, table: Float64Array) -> None:
-    """One line a window: the measured volatility, NaN until there is one."""
-    close = series.close
+    """Two lines a window: the measured volatility, NaN until there is one, and what it was made of."""
     for w in range(windows.sizes.size):
         size = windows.sizes[w]
-        kept = windows.memory[windows.places[w] :]
-        state = kept_moments(kept, size)
-        for i in range(first, last):
-            change = close[i] / close[i - 1] - 1.0 if i > 0 else math.nan
-            state, mean, squares = rolling_moments_step(state, change)
-            measured = math.sqrt(squares / (size - 1.0))
-            if math.isnan(mean):
-                measured = math.nan
-            elif math.isnan(measured):
-                measured = 0.0  # the full size, as where nothing moves
-            table[w, 0, i - first] = measured
-        keep_moments(kept, size, state)
+        kept = windows.memory[windows.places[w] : windows.places[w] + 4 * size]
+        moments(series.close, True, first, last, size, kept, table[w])
+        mean, squares = table[w, 0], table[w, 1]
+        for j in range(last - first):
+            measured = math.sqrt(squares[j] / (size - 1.0))
+            measured = measured if measured >= 0.0 else 0.0  # no number: the full size, as where nothing moves
+            mean[j] = math.nan if math.isnan(mean[j]) else measured
 
 
 @compiled
@@ -131,61 +136,99 @@ def scan(
     changes: Changes,
 ) -> None:
     count = 0
-    wanted = np.empty(WORD)
+    bars = last - first
+    measured, found, close = address(table), addresses(changes), address(series.close)
+    rising, falling = np.empty(bars // WORD + 1, np.uint64), np.empty(bars // WORD + 1, np.uint64)
+    up, down = address(rising), address(falling)
+    lookback = 0
     for s in range(places.shape[0]):
+        if int(rows[s, 0]) != lookback:  # rows of a grid have it in common with the one before
+            lookback = int(rows[s, 0])
+            _directions(close, first, last, lookback, up, down)
+        target_volatility, band, shorts = rows[s, 2], rows[s, 3], rows[s, 4] > 0.0
+        line = 2 * places[s, 0] * table.shape[2]
         held = carried[s, 0]
+        low, high = _quiet(held, target_volatility, band)
         changes.first[s] = count
-        for begin in range(0, last - first, WORD):
-            bars = min(WORD, last - first - begin)
-            _wanted(wanted, rows[s], table[places[s, 0], 0], series.close, first, begin, bars)
-            bit = _next_change(wanted, 0, bars, held, rows[s, 3])
-            while bit < bars:
-                held = 0.0 if math.isnan(wanted[bit]) else wanted[bit]
-                changes.bar[count] = begin + bit
-                changes.target[count] = held
-                count += 1
-                bit = _next_change(wanted, bit + 1, bars, held, rows[s, 3])
+        for begin in range(0, bars, WORD):
+            at = begin // WORD
+            left = EVERYTHING >> np.uint64(WORD - min(WORD, bars - begin))
+            while left != NOTHING:
+                if held == 0.0:
+                    doubtful = up[at] | (down[at] if shorts else NOTHING)
+                else:
+                    doubtful = ~(up[at] if held > 0.0 else down[at]) | _outside(measured, line + begin, low, high)
+                doubtful &= left
+                if doubtful == NOTHING:
+                    break
+                bit = trailing_zeros(doubtful)
+                upto = doubtful ^ (doubtful - ONE)
+                left &= ~upto
+                volatility = measured[line + begin + bit]
+                size = target_volatility / volatility if volatility > target_volatility else 1.0
+                direction = wanted_at(up[at], down[at] if shorts else NOTHING, bit)
+                wanted = direction * size
+                if first + begin + bit < lookback or math.isnan(volatility):
+                    wanted = 0.0
+                    changed = held != 0.0
+                else:
+                    changed = abs(wanted - held) > band or (wanted * held <= 0.0 and wanted != held)
+                if changed:
+                    held = wanted
+                    low, high = _quiet(held, target_volatility, band)
+                    found.bar[count] = begin + bit
+                    found.target[count] = held
+                    count += 1
         carried[s, 0] = held
     changes.first[places.shape[0]] = count
 
 
 @compiled
-def _wanted(
-    wanted: Float64Array,
-    row: Float64Array,
-    measured: Float64Array,
-    close: Float64Array,
-    first: int,
-    begin: int,
-    bars: int,
-) -> None:
-    """What ``on_bar`` wants on the bars from ``first + begin`` on, before the band; NaN where it is not ready."""
-    lookback, target_volatility, short = int(row[0]), row[2], 0.0 - row[4]
-    unknown = min(max(lookback - first - begin, 0), bars)
-    wanted[:unknown] = math.nan
-    at = first + begin
-    now, past = close[at + unknown : at + bars], close[at + unknown - lookback : at + bars - lookback]
-    volatility, result = measured[begin + unknown : begin + bars], wanted[unknown:]
-    for i in range(now.size):
-        size = target_volatility / volatility[i] if volatility[i] > target_volatility else 1.0
-        direction = 1.0 if now[i] > past[i] else (short if now[i] < past[i] else 0.0)
-        result[i] = math.nan if math.isnan(volatility[i]) else direction * size
+def _directions(close: Float64Array, first: int, last: int, lookback: int, up: Words, down: Words) -> None:
+    """Bit i of word w: bar ``first + 64 * w + i`` closes above, below the close ``lookback`` bars before; else 0."""
+    for begin in range(first, last, WORD):
+        rises = falls = NOTHING
+        if begin >= lookback and begin + WORD <= last:
+            for i in range(WORD):
+                rises |= np.uint64(close[begin + i] > close[begin + i - lookback]) << np.uint64(i)
+                falls |= np.uint64(close[begin + i] < close[begin + i - lookback]) << np.uint64(i)
+        else:
+            for i in range(max(lookback - begin, 0), min(WORD, last - begin)):
+                rises |= np.uint64(close[begin + i] > close[begin + i - lookback]) << np.uint64(i)
+                falls |= np.uint64(close[begin + i] < close[begin + i - lookback]) << np.uint64(i)
+        up[(begin - first) // WORD], down[(begin - first) // WORD] = rises, falls
 
 
 @compiled
-def _next_change(wanted: Float64Array, start: int, bars: int, held: float, band: float) -> int:
-    """The first of the bars from ``start`` on at which ``on_bar`` would hold something else than ``held``."""
+def _quiet(held: float, target_volatility: float, band: float) -> tuple[float, float]:
+    """Measured volatilities from the first to the second number surely leave ``held`` as it is, the side being its own.
+
+    They are a little nearer to each other than where rounding could tell otherwise: beyond them ``on_bar``'s own
+    operations decide.
+    """
+    size = abs(held)
+    smallest, largest = size - band + SURELY, size + band - SURELY
+    low, high = -math.inf, NO_UNDERFLOW
+    if size < 1.0 / NO_UNDERFLOW or (largest < smallest and size < 1.0):
+        low = math.inf
+    elif size < 1.0 and largest < 1.0:  # a size of 1 is the largest there is
+        low = target_volatility / largest * (1.0 + SURELY)
+    if smallest > 0.0:
+        high = min(target_volatility / smallest * (1.0 - SURELY), NO_UNDERFLOW)
+    return low, high
+
+
+@compiled
+def _outside(line: Float64Array, begin: int, low: float, high: float) -> np.uint64:
+    """Bit i: ``line[begin + i]`` is not from ``low`` to ``high``, or no number."""
     word = NOTHING
     for i in range(WORD):
-        value = wanted[i]
-        apart = (abs(value - held) > band) | ((value * held <= 0.0) & (value != held))
-        word |= np.uint64(apart | (math.isnan(value) & (held != 0.0))) << np.uint64(i)
-    if start >= WORD:
-        return WORD
-    return trailing_zeros((word >> np.uint64(start)) << np.uint64(start))
+        value = line[begin + i]
+        word |= np.uint64(not ((value >= low) & (value <= high))) << np.uint64(i)
+    return word
 
 
-SWITCHES = Switches(("volatility_window",), lines=1, memory=MOMENTS_MEMORY, table=table_of, scan=scan)
+SWITCHES = Switches(("volatility_window",), lines=2, memory=MOMENTS_MEMORY, table=table_of, scan=scan)
 VOL_TARGET_MOMENTUM = Strategy(
     "vol_target_momentum",
     "Volatility-targeted momentum",
