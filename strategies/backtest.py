@@ -28,6 +28,7 @@ from strategies.spec import (
     SweepSpec,
     parse_backtest,
     parse_spec,
+    require_quantities,
 )
 from strategies.tables import Series
 
@@ -164,6 +165,7 @@ def evaluate(
     borders = checked_cuts(cuts, len(bars))
     own = rows[:, : rows.shape[1] - len(RULES)]
     sizing = sizing or Sizing()
+    require_quantities(sizing, ())
     tape, tiers = _tape(series, sizing), kernel.tiers_of(costs)
     trace = kernel.new_trace(0)
     metrics = np.empty((len(rows), len(METRICS)))

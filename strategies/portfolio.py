@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies import backtest, kernel, portfolio_kernel
-from strategies.backtest import AccountingError, Evaluation, checked_cuts, checked_matrix
+from strategies.backtest import NS_PER_DAY, AccountingError, Evaluation, checked_cuts, checked_matrix
 from strategies.base import RULES, AnyStrategy, SpecError, Strategy
 from strategies.compiled import read_only
 from strategies.cross_section import CrossSection
 from strategies.metrics import METRICS, MOMENTS, NS_PER_YEAR, metrics_of, moments_of
 from strategies.model import Bars, Float64Array, Granularity, Int64Array
 from strategies.panel import Panel, panel_of, resampled
-from strategies.portfolio_kernel import Decisions, Prices, Terms, Trace
+from strategies.portfolio_kernel import Decisions, Tape, Terms, Trace
 from strategies.registry import CROSS_SECTIONS, find
-from strategies.spec import BacktestSpec, Costs, Sizing, require_portfolio_costs
+from strategies.spec import BacktestSpec, Costs, Sizing, require_quantities
 
 # As ``backtest.FILL_DTYPE``; ``product`` is the row of the panel.
 PORTFOLIO_FILL_DTYPE: Final = np.dtype(
@@ -36,8 +36,6 @@ PORTFOLIO_FILL_DTYPE: Final = np.dtype(
         ("fee", np.float64),
     ]
 )
-_SIZE: Final = [info.name for info in RULES].index("size")
-_LEVERAGE: Final = [info.name for info in RULES].index("leverage")
 
 
 class WrongMarket(SpecError):
@@ -78,22 +76,24 @@ def evaluate(
 ) -> Evaluation:
     """``backtest.evaluate`` for a strategy of either kind on the market it is made for.
 
-    Raises what that raises, ``WrongMarket``, and ``SpecError`` naming what portfolios do not know (stops, volume
-    impact, sizes in units …): nothing that was asked for is passed over.
+    Costs, sizing and rules count as for one product; portfolio_kernel.py says what they mean for several.
+    Raises what that raises, and ``WrongMarket``.
     """
     chosen = find(strategy) if isinstance(strategy, str) else strategy
     if isinstance(chosen, Strategy) and isinstance(market, Bars):
         return backtest.evaluate(chosen, matrix, market, costs, sizing, cuts, decide_on)
     if not isinstance(chosen, CrossSection) or not isinstance(market, Panel):
         raise _wrong_market(chosen.name, market)
-    rows = _checked_rows(chosen, matrix, market, costs, sizing)
+    sizing = sizing or Sizing()
+    rows = _checked_rows(chosen, matrix, market, sizing)
     borders = checked_cuts(cuts, len(market))
-    series = _Series.of(market, decide_on)
+    series = _Series.of(market, sizing, decide_on)
     trace = portfolio_kernel.new_trace(len(market) if borders.size else 0, len(market.product_ids))
     metrics = np.empty((len(rows), len(METRICS)))
     moments = np.empty((len(rows), max(borders.size - 1, 0), len(MOMENTS)))
     for position, row in enumerate(rows):
-        outcome = _account(chosen, row, series, costs, trace)
+        terms = _terms(costs, sizing, row, market.product_ids)
+        outcome = _account(chosen, series.decisions(chosen, row), series, terms, trace)
         metrics[position] = metrics_of(outcome.tallies, series.years)
         if borders.size:
             moments_of(read_only(trace.equity), borders, costs.initial_cash, moments[position])
@@ -112,11 +112,15 @@ def run(spec: BacktestSpec, panel: Panel) -> PortfolioResult:
         raise SpecError("product_ids", panel.product_ids, f"{', '.join(spec.product_ids)} as in the specification")
     if panel.granularity != spec.granularity:
         raise SpecError("granularity", str(panel.granularity), f"{spec.granularity} as in the specification")
-    rows = _checked_rows(chosen, spec.vector()[np.newaxis], panel, spec.costs, spec.sizing)
-    series = _Series.of(panel, spec.decide_on)
+    rows = _checked_rows(chosen, spec.vector()[np.newaxis], panel, spec.sizing)
+    series = _Series.of(panel, spec.sizing, spec.decide_on)
     decisions = series.decisions(chosen, rows[0])
-    trace = portfolio_kernel.new_trace(len(panel), len(panel.product_ids), decisions)
-    outcome = _account(chosen, rows[0], series, spec.costs, trace)
+    terms = _terms(spec.costs, spec.sizing, rows[0], panel.product_ids)
+    # Once to count the fills, which stops and thin volume can make many of; once more to write them.
+    trace = portfolio_kernel.new_trace(0, len(panel.product_ids))
+    count = _account(chosen, decisions, series, terms, trace).fills
+    trace = portfolio_kernel.new_trace(len(panel), len(panel.product_ids), count)
+    outcome = _account(chosen, decisions, series, terms, trace)
     fills = np.empty(outcome.fills, dtype=PORTFOLIO_FILL_DTYPE)
     columns = (trace.fill_bar, trace.fill_product, trace.fill_side, trace.fill_price)
     for name, column in zip(fills.dtype.names or (), (*columns, trace.fill_quantity, trace.fill_fee), strict=True):
@@ -130,8 +134,8 @@ def weights_of(
     strategy: CrossSection, vector: Float64Array, panel: Panel, decide_on: Granularity | None = None
 ) -> Float64Array:
     """What the strategy asks for with its own parameters float64[k], float64[p, n]; NaN for nothing; no accounts."""
-    rows = _checked_rows(strategy, np.asarray(vector, dtype=np.float64)[np.newaxis], panel, Costs(), None)
-    decisions = _Series.of(panel, decide_on).decisions(strategy, rows[0])
+    rows = _checked_rows(strategy, np.asarray(vector, dtype=np.float64)[np.newaxis], panel, Sizing())
+    decisions = _Series.of(panel, Sizing(), decide_on).decisions(strategy, rows[0])
     return _spread(decisions, panel)
 
 
@@ -149,7 +153,7 @@ def warm() -> None:
 
 @dataclass(frozen=True)
 class _Series:
-    """A panel as the kernels take it: float64[n, p] each, read-only; the years from the first time to the last.
+    """A panel as the kernels take it, read-only; the years from the first time to the last.
 
     ``seen`` are the bars that strategies see; a decision of the k-th of them counts as one of the panel's bar
     ``known_on[k]`` (n: none), or of the k-th where it is None.
@@ -157,20 +161,20 @@ class _Series:
 
     seen: tuple[Float64Array, ...]
     known_on: Int64Array | None
-    prices: Prices
+    tape: Tape
     years: float
 
     @staticmethod
-    def of(panel: Panel, decide_on: Granularity | None) -> _Series:
+    def of(panel: Panel, sizing: Sizing, decide_on: Granularity | None) -> _Series:
         """Raises ``ResampleError`` where ``decide_on`` is no multiple of the panel's granularity."""
         seen = _columns(panel)
-        prices = Prices(seen[0], seen[3], seen[4], read_only(panel.last_close().T))
+        tape = _tape(panel, seen, sizing)
         years = (int(panel.ts_ns[-1]) - int(panel.ts_ns[0])) / NS_PER_YEAR
         if decide_on is None or decide_on == panel.granularity:
-            return _Series(seen, None, prices, years)
+            return _Series(seen, None, tape, years)
         coarse = resampled(panel, decide_on)
         ends, wanted = panel.ts_ns + panel.granularity.ns, coarse.ts_ns + decide_on.ns
-        return _Series(_columns(coarse), np.searchsorted(ends, wanted, side="left"), prices, years)
+        return _Series(_columns(coarse), np.searchsorted(ends, wanted, side="left"), tape, years)
 
     def decisions(self, strategy: CrossSection, row: Float64Array) -> Decisions:
         """What the strategy decides, on the panel's bars; of two coarse bars known at once the later one counts."""
@@ -178,8 +182,8 @@ class _Series:
         if self.known_on is None:
             return decisions
         bars = self.known_on[decisions.bars[: decisions.used]]
-        weights = decisions.weights[: decisions.used][bars < len(self.prices.close)]
-        bars = bars[bars < len(self.prices.close)]
+        weights = decisions.weights[: decisions.used][bars < len(self.tape.close)]
+        bars = bars[bars < len(self.tape.close)]
         for k in np.flatnonzero(np.diff(bars) == 0):
             weights[k + 1] = np.where(np.isnan(weights[k + 1]), weights[k], weights[k + 1])
         last = np.diff(bars, append=np.int64(-1)) != 0
@@ -191,19 +195,44 @@ def _columns(panel: Panel) -> tuple[Float64Array, ...]:
     return tuple(read_only(array.T) for array in arrays)
 
 
-def _account(strategy: CrossSection, row: Float64Array, series: _Series, costs: Costs, trace: Trace) -> kernel.Outcome:
-    decisions = series.decisions(strategy, row)
-    rules = row[-len(RULES) :]
-    terms = Terms(
-        costs.fee_bps / 1e4,
-        costs.slippage_bps / 1e4 + costs.spread_bps / 2e4,
-        costs.look_ahead,
-        costs.zero_volume == "waits",
-        costs.initial_cash,
-        float(rules[_SIZE]),
-        float(rules[_LEVERAGE]),
+def _tape(panel: Panel, columns: tuple[Float64Array, ...], sizing: Sizing) -> Tape:
+    days = read_only((panel.ts_ns - panel.ts_ns[0]) / NS_PER_DAY)
+    volatility = np.empty((0, len(panel.product_ids)))
+    if sizing.kind == "volatility":
+        volatility = np.full(columns[0].shape, np.nan)
+        for q in range(len(panel.product_ids)):
+            there = ~np.isnan(panel.close[q])
+            own = read_only(panel.close[q][there])
+            volatility[there, q] = kernel.volatility_of(own, read_only(days[there]), sizing.window)
+            volatility[:, q] = _latest(volatility[:, q], there)
+    there = ~np.isnan(panel.close)
+    last_bar = len(panel) - 1 - np.argmax(there[:, ::-1], axis=1)
+    last_bar = read_only(np.where(there.any(axis=1), last_bar, len(panel)).astype(np.int64))
+    open_, high, low, close, volume = columns
+    latest = read_only(panel.last_close().T)
+    return Tape(open_, high, low, close, volume, latest, read_only(volatility), days, last_bar)
+
+
+def _latest(values: Float64Array, there: NDArray[np.bool_]) -> Float64Array:
+    """float64[n]: each value again at the times after it that have none of their own."""
+    at = np.maximum.accumulate(np.where(there, np.arange(len(values)), 0))
+    return np.asarray(values[at])
+
+
+def _terms(costs: Costs, sizing: Sizing, row: Float64Array, product_ids: tuple[str, ...]) -> Terms:
+    agreed = [sizing.quantities_of(product_id) for product_id in product_ids]
+    return Terms(
+        kernel.conditions_of(costs, sizing, row[-len(RULES) :]),
+        kernel.tiers_of(costs),
+        read_only(np.array([least for least, _ in agreed])),
+        read_only(np.array([increment for _, increment in agreed])),
     )
-    outcome = portfolio_kernel.account(decisions, series.prices, terms, trace)
+
+
+def _account(
+    strategy: CrossSection, decisions: Decisions, series: _Series, terms: Terms, trace: Trace
+) -> kernel.Outcome:
+    outcome = portfolio_kernel.account(decisions, series.tape, terms, trace)
     if outcome.fault == kernel.TARGET_OUT_OF_RANGE:
         raise AccountingError(strategy.name, outcome.fault_bar, "a weight lies outside -1 … 1")
     if outcome.fault == kernel.EQUITY_OVERFLOW:
@@ -211,20 +240,13 @@ def _account(strategy: CrossSection, row: Float64Array, series: _Series, costs: 
     return outcome
 
 
-def _checked_rows(
-    strategy: CrossSection, matrix: Float64Array, panel: Panel, costs: Costs, sizing: Sizing | None
-) -> Float64Array:
-    require_portfolio_costs(costs, sizing or Sizing())
+def _checked_rows(strategy: CrossSection, matrix: Float64Array, panel: Panel, sizing: Sizing) -> Float64Array:
+    require_quantities(sizing, panel.product_ids)
     strategy.check_products(len(panel.product_ids))
     if len(panel) == 0:
         raise SpecError("panel", 0, "at least one bar")
     rows = checked_matrix(strategy, matrix)
     strategy.check_counts(rows, len(panel.product_ids))
-    for name in ("stop_loss", "take_profit", "trailing_stop", "time_stop_bars"):
-        column = rows[:, [info.name for info in RULES].index(name) - len(RULES)]
-        if column.any():
-            row = int(column.astype(np.bool_).argmax())
-            raise SpecError(f"matrix[{row}].{name}", float(column[row]), "0: stops are for strategies of one product")
     return rows
 
 

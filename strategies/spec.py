@@ -187,6 +187,13 @@ _NO_COSTS: Final = Costs()
 _MEANS_NOTHING_WITHOUT_RULES: Final = ("maintenance_margin", "both_in_bar")  # leverage above 1, a stop and a target
 
 
+class Quantities(_Spec):
+    """Which quantities of one product can be ordered; the fields mean what they mean in ``Sizing``."""
+
+    min_quantity: Annotated[Number, Field(ge=0, le=1e15)] = 0.0
+    quantity_increment: Annotated[Number, Field(ge=0, le=1e15)] = 0.0
+
+
 class Sizing(_Spec):
     """How large a position a target is, and which quantities can be ordered.
 
@@ -205,6 +212,15 @@ class Sizing(_Spec):
         Number,
         Field(ge=0, le=1e15, description="orders are rounded down to multiples, but for closing; 0: not rounded"),
     ] = 0.0
+    quantities: Annotated[
+        dict[ProductId, Quantities],
+        Field(max_length=PRODUCTS_MAX, description="of several products, those that take not the two above but these"),
+    ] = Field(default_factory=dict)
+
+    def quantities_of(self, product_id: str) -> tuple[float, float]:
+        """``min_quantity`` and ``quantity_increment`` of a product."""
+        own = self.quantities.get(product_id, self)
+        return own.min_quantity, own.quantity_increment
 
 
 class _Period(_Spec):
@@ -282,8 +298,7 @@ class BacktestSpec(_Period):
         except ValidationError as error:
             raise spec_error(error).under("params") from None
         _check_products(self.product_ids, strategy, "strategy", lambda name: self.params.get(name, 0.0))
-        if self.product_ids:
-            require_portfolio_costs(self.costs, self.sizing)
+        require_quantities(self.sizing, self.product_ids)
         return self
 
     def parameters(self) -> Params:
@@ -437,8 +452,7 @@ class SweepSpec(_Period):
             raise SpecError("grids", [], "at least one grid")
         for position, grid in enumerate(self.grids):
             _check_products(self.product_ids, find(grid.strategy), f"grids[{position}].strategy", grid.highest)
-        if self.product_ids:
-            require_portfolio_costs(self.costs, self.sizing)
+        require_quantities(self.sizing, self.product_ids)
         if self.search is not None:
             self._check_search(self.search)
             return self
@@ -517,20 +531,12 @@ def spec_error(error: ValidationError) -> SpecError:
     return SpecError(path or "spec", value, rule)
 
 
-# What portfolio_kernel.py knows of ``Costs``; the others would be passed over in silence.
-_PORTFOLIO_COSTS: Final = frozenset(
-    {"fee_bps", "slippage_bps", "spread_bps", "fill", "initial_cash", "zero_volume", *_MEANS_NOTHING_WITHOUT_RULES}
-)
-
-
-def require_portfolio_costs(costs: Costs, sizing: Sizing) -> None:
-    """Raise ``SpecError`` where something is asked for that a backtest of several products does not know."""
-    for name, value in costs:
-        if name not in _PORTFOLIO_COSTS and value != getattr(_NO_COSTS, name):
-            raise SpecError(f"costs.{name}", value, f"{getattr(_NO_COSTS, name)!r} for several products")
-    for name, value in sizing:
-        if value != getattr(Sizing(), name):
-            raise SpecError(f"sizing.{name}", value, f"{getattr(Sizing(), name)!r} for several products")
+def require_quantities(sizing: Sizing, product_ids: tuple[str, ...]) -> None:
+    """Raise ``SpecError`` where ``sizing.quantities`` names a product that is none of several ``product_ids``."""
+    for product_id, own in sizing.quantities.items():
+        if product_id not in product_ids:
+            rule = f"one of {', '.join(product_ids)}" if product_ids else "nothing for one product: sizing says it all"
+            raise SpecError(f"sizing.quantities.{product_id}", own.model_dump(), rule)
 
 
 def _check_products(

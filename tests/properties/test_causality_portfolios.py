@@ -36,7 +36,25 @@ def panel(products: int) -> Panel:
     return panel_of(series)
 
 
-def observed(name: str, **changes: Any) -> Callable[[Panel], Observed]:
+# A stop, a limit of volume and a size each of which looks at other bars than the decisions do.
+EVERYTHING: dict[str, Any] = {
+    "costs": {
+        "spread_bps": 2,
+        "impact": 0.1,
+        "max_volume_share": 0.3,
+        "fee_tiers": [[20_000, 5]],
+        "locked_bars": "waits",
+    },
+    "sizing": {"kind": "volatility", "window": 15},
+    "rules": {"stop_loss": 0.02, "take_profit": 0.05, "trailing_stop": 0.03, "time_stop_bars": 40, "leverage": 2},
+}
+CARRY: dict[str, Any] = {
+    "costs": {"funding_bps_per_day": 3, "borrow_bps_per_day": 2, "fill": "same_close"},
+    "rules": {"stop_loss": 0.02, "size": 2.5, "leverage": 3},
+}
+
+
+def observed(name: str, rules: Mapping[str, float] | None = None, **changes: Any) -> Callable[[Panel], Observed]:
     """Weights, books and fills, one row a time."""
 
     def observe(seen: Panel) -> Observed:
@@ -44,7 +62,7 @@ def observed(name: str, **changes: Any) -> Callable[[Panel], Observed]:
             "product_ids": list(seen.product_ids),
             "granularity": str(seen.granularity),
             "strategy": name,
-            "params": PARAMS[name],
+            "params": PARAMS[name] | dict(rules or {}),
         }
         result = run(parse_backtest(content | changes), seen)
         rows = {"weights": result.weights.T, "units": result.units.T, "equity": result.equity}
@@ -53,7 +71,17 @@ def observed(name: str, **changes: Any) -> Callable[[Panel], Observed]:
     return observe
 
 
-@pytest.mark.parametrize("changes", [{}, {"costs": {"fill": "same_close"}}, {"decide_on": "FOUR_HOUR"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"costs": {"fill": "same_close"}},
+        {"decide_on": "FOUR_HOUR"},
+        EVERYTHING,
+        CARRY,
+        EVERYTHING | {"decide_on": "FOUR_HOUR"},
+    ],
+)
 @pytest.mark.parametrize("name", CROSS_SECTIONS)
 def test_no_weight_fill_or_book_depends_on_a_later_bar(name: str, changes: dict[str, Any]) -> None:
     whole, observe = panel(PRODUCTS[name]), observed(name, **changes)

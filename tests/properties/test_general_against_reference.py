@@ -99,7 +99,7 @@ def compiled_run(
     """The kernel on the same terms, by way of the specification's own classes."""
     given_terms = dataclasses.asdict(agreed)
     costs = Costs.model_validate({name: given_terms[name] for name in Costs.model_fields})
-    sizing = Sizing.model_validate({name: given_terms[name] for name in Sizing.model_fields})
+    sizing = Sizing.model_validate({name: given_terms[name] for name in Sizing.model_fields if name in given_terms})
     rules = Rules.model_validate({name: given_terms[name] for name in Rules.model_fields})
     conditions = kernel.conditions_of(costs, sizing, rules.vector())
     trace = kernel.new_trace(len(bars))

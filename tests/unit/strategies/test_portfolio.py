@@ -17,7 +17,7 @@ from strategies.panel import Panel, panel_of
 from strategies.portfolio import WrongMarket, evaluate, run, weights_of
 from strategies.registry import CROSS_SECTIONS, STRATEGIES, UnknownStrategy, find, get
 from strategies.resample import resample
-from strategies.spec import Costs, parse_backtest, parse_spec
+from strategies.spec import Costs, Sizing, parse_backtest, parse_spec
 from tests.bar_samples import REAL_DATA, make_bars, pick
 
 NAN = np.nan
@@ -142,8 +142,13 @@ def test_pairs_give_a_bet_up_at_the_stop_and_wait_until_the_spread_is_small_agai
             "product_ids",
         ),
         ("entry above stop", {"strategy": "pairs", "params": {"entry": 5}}, "params.entry"),
-        ("a cost it does not know", {"costs": {"impact": 0.1}}, "costs.impact"),
-        ("a size it does not know", {"sizing": {"kind": "units"}}, "sizing.kind"),
+        ("a cost out of range", {"costs": {"impact": 0.6}}, "costs.impact"),
+        ("a stop out of range", {"params": {"stop_loss": 1.5}}, "params.stop_loss"),
+        (
+            "quantities of a product that is not among them",
+            {"sizing": {"quantities": {"SOL-USD": {"min_quantity": 1}}}},
+            "sizing.quantities.SOL-USD",
+        ),
         ("decisions on shorter bars", {"decide_on": "ONE_MINUTE"}, "decide_on"),
         ("decisions on no multiple", {"granularity": "FOUR_HOUR", "decide_on": "SIX_HOUR"}, "decide_on"),
     ],
@@ -163,7 +168,11 @@ def test_a_backtest_of_several_products_refuses(what: str, changes: dict[str, An
             {"grids": [{"strategy": "momentum_rotation", "grid": {"top": {"start": 1, "stop": 3, "step": 1}}}]},
             "grids[0].top",
         ),
-        ("a cost it does not know", {"costs": {"max_volume_share": 0.5}}, "costs.max_volume_share"),
+        (
+            "quantities of a product that is not among them",
+            {"sizing": {"quantities": {"SOL-USD": {"min_quantity": 1}}}},
+            "sizing.quantities.SOL-USD",
+        ),
     ],
 )
 def test_a_sweep_of_several_products_refuses(what: str, changes: dict[str, Any], field: str) -> None:
@@ -191,11 +200,19 @@ def test_a_market_of_the_wrong_kind_is_refused() -> None:
         get("pairs")
 
 
-def test_a_stop_is_refused_and_not_passed_over() -> None:
-    panel = closes([10, 11, 12], [10, 11, 12])
-    row = parse_backtest(ROTATION | {"params": {"stop_loss": 0.1}}).vector()
-    with pytest.raises(SpecError, match=r"matrix\[0\].stop_loss"):
-        evaluate("momentum_rotation", row[np.newaxis], panel, Costs())
+def test_quantities_by_product_are_refused_for_one_product_and_for_products_that_are_not_there() -> None:
+    sizing = {"quantities": {"BTC-USD": {"quantity_increment": 0.1}}}
+    one = {"product_id": "BTC-USD", "granularity": "ONE_HOUR", "strategy": "sma_cross", "sizing": sizing}
+    with pytest.raises(SpecError, match=r"sizing\.quantities\.BTC-USD"):
+        parse_backtest(one)
+    given_sizing = Sizing.model_validate(sizing)
+    vector = STRATEGIES["sma_cross"].params().vector()[np.newaxis]
+    with pytest.raises(SpecError, match=r"sizing\.quantities\.BTC-USD"):
+        evaluate("sma_cross", vector, make_bars(5), Costs(), given_sizing)
+    row = parse_backtest(ROTATION).vector()[np.newaxis]
+    elsewhere = Sizing.model_validate({"quantities": {"SOL-USD": {}}})
+    with pytest.raises(SpecError, match=r"sizing\.quantities\.SOL-USD"):
+        evaluate("momentum_rotation", row, closes([10, 11, 12], [10, 11, 12]), Costs(), elsewhere)
 
 
 def test_a_panel_of_other_products_is_refused() -> None:
@@ -229,6 +246,56 @@ def test_decisions_on_longer_bars_are_those_of_the_longer_bars_carried_out_on_th
     np.testing.assert_array_equal(block.metrics[0], list(result.metrics.values()))
     for cut in (1, 7, 8, 100, 101, 399):
         np.testing.assert_array_equal(run(spec, panel.between(0, cut)).equity, result.equity[:cut])
+
+
+EVERYTHING: dict[str, Any] = {
+    "costs": {
+        "spread_bps": 3,
+        "impact": 0.05,
+        "max_volume_share": 0.2,
+        "fee_tiers": [[50_000, 20]],
+        "funding_bps_per_day": 2,
+        "borrow_bps_per_day": 1,
+        "locked_bars": "waits",
+        "at_end": "liquidate",
+    },
+    "sizing": {"kind": "volatility", "window": 20, "quantities": {"ETH-USD": {"quantity_increment": 0.01}}},
+}
+RULES = {"stop_loss": 0.03, "take_profit": 0.2, "trailing_stop": 0.05, "time_stop_bars": 30, "size": 0.5, "leverage": 2}
+
+
+def test_rules_act_on_the_short_bars_where_decisions_are_taken_on_longer_ones_and_histories_differ() -> None:
+    late = wavy("ETH-USD", 400, 2.0)
+    panel = panel_of([wavy("BTC-USD", 400, 0.0), late.between(101, 330)])
+    params = {"lookback": 3, "every": 2, "bottom": 1}
+    plain_spec = ROTATION | {"decide_on": "FOUR_HOUR", "params": params}
+    stopped = parse_backtest(plain_spec | {"params": params | {"stop_loss": 0.012}})
+    result = run(stopped, panel)
+    # Orders are carried out at the first hour of a bucket, stops in any.
+    assert set(run(parse_backtest(plain_spec), panel).fills["bar_index"] % 4) == {0}
+    assert set(result.fills["bar_index"] % 4) == {0, 1, 2, 3}
+    ether = result.fills[result.fills["product"] == 1]
+    assert len(ether) > 5
+    assert ether["bar_index"].min() > 101
+    assert ether["bar_index"].max() < 330
+    for cut in (1, 103, 104, 200, 333, 399):
+        np.testing.assert_array_equal(run(stopped, panel.between(0, cut)).equity, result.equity[:cut])
+
+
+@pytest.mark.parametrize("decide_on", [None, "FOUR_HOUR"])
+def test_a_block_has_the_metrics_of_the_run_with_every_cost_size_and_rule(decide_on: str | None) -> None:
+    panel = panel_of([wavy("BTC-USD", 400, 0.0), wavy("ETH-USD", 400, 2.0).between(50, 380)])
+    params = {"lookback": 5, "every": 3, "bottom": 1}
+    plain_run = run(parse_backtest(ROTATION | {"params": params, "decide_on": decide_on}), panel)
+    spec = parse_backtest(ROTATION | EVERYTHING | {"params": params | RULES, "decide_on": decide_on})
+    result = run(spec, panel)
+    rows = np.vstack([spec.vector(), spec.vector()])
+    cuts = np.array([0, 100, 400])
+    block = evaluate("momentum_rotation", rows, panel, spec.costs, spec.sizing, cuts, spec.decide_on)
+    np.testing.assert_array_equal(block.metrics, [list(result.metrics.values())] * 2)
+    growth = block.moments[0, :, 5].sum()
+    assert growth == pytest.approx(np.log(result.equity[-1] / spec.costs.initial_cash), abs=1e-12)
+    assert len(result.fills) > len(plain_run.fills) > 10
 
 
 def test_one_product_decides_on_longer_bars_too() -> None:

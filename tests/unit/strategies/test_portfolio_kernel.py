@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from strategies import kernel, portfolio_kernel
-from strategies.compiled import read_only
 from strategies.metrics import METRICS, metrics_of
+from tests.unit.strategies.portfolios import books_of, panel_from
 
 NAN = math.nan
 NO_BAR = (NAN, NAN)
@@ -185,21 +185,21 @@ CASES = [
 ]
 
 
-def last_close(close: np.ndarray) -> np.ndarray:
-    result = np.zeros_like(close)
-    for i, row in enumerate(close):
-        result[i] = np.where(np.isnan(row), result[i - 1] if i else 0.0, row)
-    return result
-
-
 def account(case: Case) -> tuple[kernel.Outcome, portfolio_kernel.Trace]:
     open_, close = np.moveaxis(np.array(case.prices, dtype=np.float64), 2, 0)
     volume = np.ones_like(close) if case.volume is None else np.array(case.volume, dtype=np.float64)
-    decisions = portfolio_kernel.decisions_of(np.array(case.weights, dtype=np.float64))
-    terms = portfolio_kernel.Terms(case.fee, case.slippage, case.same_close, True, case.cash, case.size, case.leverage)
-    prices = portfolio_kernel.Prices(*(read_only(array) for array in (open_, close, volume, last_close(close))))
-    trace = portfolio_kernel.new_trace(len(close), close.shape[1], decisions)
-    return portfolio_kernel.account(decisions, prices, terms, trace), trace
+    columns = {"open": open_, "high": np.maximum(open_, close), "low": np.minimum(open_, close), "close": close}
+    agreed = {
+        "fee_bps": case.fee * 1e4,
+        "slippage_bps": case.slippage * 1e4,
+        "fill": "same_close" if case.same_close else "next_open",
+        "initial_cash": case.cash,
+        "size": case.size,
+        "leverage": case.leverage,
+    }
+    weights = np.array(case.weights, dtype=np.float64)
+    # Margin calls have a table of their own.
+    return books_of(weights, panel_from({**columns, "volume": volume}), agreed | {"maintenance_margin": 0.0})
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
