@@ -54,7 +54,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from strategies.compiled import compiled
+from strategies.compiled import compiled, compiled_step
 from strategies.course import Course, observe, tally
 from strategies.kernel import (
     EQUITY_OVERFLOW,
@@ -304,7 +304,7 @@ def _charge(books: Account, money: Money, tape: Tape, conditions: Conditions, ba
     return Money(with_cash(money.book, cash), money.holdings, total, money.fills)
 
 
-@compiled
+@compiled_step
 def _tradable(tape: Tape, conditions: Conditions, bar: int, q: int) -> bool:
     there = not math.isnan(tape.close[bar, q])
     return there and (tape.volume[bar, q] > 0.0 or not conditions.volume_counts)
@@ -349,7 +349,7 @@ def _trade(books: Account, money: Money, tape: Tape, terms: Terms, trace: Trace,
     return money, True
 
 
-@compiled
+@compiled_step
 def _give_up(books: Account, q: int) -> None:
     """A stop: the position is to be closed, until a new weight says otherwise."""
     books.aims[q] = 0.0
@@ -357,7 +357,7 @@ def _give_up(books: Account, q: int) -> None:
     books.stopped[q] = 1
 
 
-@compiled
+@compiled_step
 def _wish(books: Account, tape: Tape, terms: Terms, bar: int, q: int) -> bool:
     """Note what is pursued of product ``q`` at this moment; whether it can be said (a volatility may not be known).
 
@@ -427,7 +427,7 @@ def _scale(books: Account, worth: float, conditions: Conditions) -> float:
     return 1.0
 
 
-@compiled
+@compiled_step
 def _share(aim: float, conditions: Conditions, price: float, worth: float) -> float:
     """The share of the worth that an order asks for, before it is bounded."""
     if conditions.kind == VOLATILITY:
@@ -438,7 +438,7 @@ def _share(aim: float, conditions: Conditions, price: float, worth: float) -> fl
     return wanted / worth if conditions.kind == NOTIONAL else wanted
 
 
-@compiled
+@compiled_step
 def _locked(tape: Tape, conditions: Conditions, bar: int, q: int, buying: bool) -> bool:
     """Whether the bar stands still above the close before and so sells nothing, or below it and buys nothing."""
     price = tape.close[bar, q]
@@ -447,7 +447,7 @@ def _locked(tape: Tape, conditions: Conditions, bar: int, q: int, buying: bool) 
     return conditions.locked_waits and still and before > 0.0 and price != before and buying == (price > before)
 
 
-@compiled
+@compiled_step
 def _seen(books: Account, money: Money, q: int) -> Book:
     """The account as an order for product ``q`` sees it: the others are money."""
     book, units = money.book, books.units[q]
@@ -456,7 +456,7 @@ def _seen(books: Account, money: Money, q: int) -> Book:
     return Book(book.cash + others, units, 0.0, fractions, book.trades, book.wins, 0.0, 0.0, False)
 
 
-@compiled
+@compiled_step
 def _own_conditions(terms: Terms, q: int) -> Conditions:
     """Those of product ``q``; a size by volatility is a fraction already."""
     given = terms.conditions
@@ -487,7 +487,7 @@ def _own_conditions(terms: Terms, q: int) -> Conditions:
     )
 
 
-@compiled
+@compiled_step
 def _pursue(
     books: Account, money: Money, tape: Tape, terms: Terms, trace: Trace, bar: int, q: int, side: float
 ) -> Money:
@@ -520,7 +520,7 @@ def _pursue(
     return _booked(books, money, after, execution, trace, bar, q, fee)
 
 
-@compiled
+@compiled_step
 def _booked(
     books: Account, money: Money, after: Book, execution: Execution, trace: Trace, bar: int, q: int, fee: float
 ) -> Money:
@@ -561,7 +561,7 @@ def _booked(
     )
 
 
-@compiled
+@compiled_step
 def _fee(books: Account, tape: Tape, terms: Terms, bar: int) -> float:
     """By the notional of all fills within the 30 days before this bar."""
     fee = terms.conditions.fee
@@ -700,7 +700,7 @@ def _end_trade(books: Account, money: Money, q: int, own: float) -> Book:
     return end_trade(staked, (own - books.stakes[q]) - meanwhile)
 
 
-@compiled
+@compiled_step
 def _record(trace: Trace, at: int, bar: int, q: int, price: float, quantity: float, fee: float) -> None:
     if trace.fill_bar.size > 0:
         trace.fill_bar[at] = bar
