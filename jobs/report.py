@@ -74,8 +74,8 @@ def page_of(run: ReportRun) -> str:
         "KICKER": escape(kicker(run)),
         "LEAD": escape(f"{day(record.first_ts_ns)} to {day(record.last_ts_ns)} ({span}) · {record.bar_count:,} bars"),
         "BANNERS": _banners(run),
-        "NAVIGATION": "".join(f'<a href="#{one.name}">{escape(one.title.partition(":")[0])}</a>' for one in sections),
-        "BEST_TITLE": escape(f"Best by {label(run.sort_by)}: {title_of(run.best['strategy'])}"),
+        "NAVIGATION": "".join(f'<a href="#{one.name}">{escape(one.short or one.title)}</a>' for one in sections),
+        "BEST_TITLE": escape(_best_title(run)),
         "CHIPS": chips(run.best["params"]),
         "TILES": _tiles(run),
         "VERDICTS": verdict_list(run.honesty),
@@ -87,6 +87,11 @@ def page_of(run: ReportRun) -> str:
         "SCRIPT": _part("report_script.html"),
     }
     return re.sub(r"%([A-Z_]+)%", lambda found: values[found[1]], _part("report.html"))
+
+
+def _best_title(run: ReportRun) -> str:
+    name = title_of(run.best["strategy"])
+    return f"Best by {label(run.sort_by)}: {name}" if run.table.num_rows > 1 else name
 
 
 def plotly_source() -> str:
@@ -128,9 +133,7 @@ def _banners(run: ReportRun) -> str:
 
 def _tiles(run: ReportRun) -> str:
     held = curve_figures(run.ts_ns, run.hold, run.spec.costs.initial_cash)
-    beside = {
-        name: f"buy and hold {number(name, held[name])}" for name in ("total_return", "cagr", "sharpe", "max_drawdown")
-    }
+    beside = {name: f"held {number(name, held[name])}" for name in ("total_return", "cagr", "sharpe", "max_drawdown")}
     beside |= {
         "oos_sharpe": f"return {number('oos_return', run.best.get('oos_return'))}",
         "is_sharpe": f"return {number('is_return', run.best.get('is_return'))}",

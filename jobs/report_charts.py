@@ -174,7 +174,7 @@ def pareto(
         "text": [f"set {one['set_id']}" for one in ordered],
         "hovertemplate": "%{text}: %{x:.4~g}, %{y:.4~g}<extra></extra>",
     }
-    less = " (less is better)"
+    less = " ↓"
     axes = {
         f"{key}axis": {
             "title": {"text": label(name) + (less if name in LOWER_IS_BETTER else "")},

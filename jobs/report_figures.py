@@ -188,11 +188,11 @@ def why_filled(result: Result, bar: int, after: float, before: float, average: f
     ``before`` and ``after`` are the position, ``average`` its entry price, ``held`` the bars since the entry.
     """
     if before == 0 or abs(after) > 1e-9 * abs(before):
-        return "entry" if before == 0 else "resized" if before * after > 0 else "reversed"
+        return "entry" if before == 0 else "resized" if (before > 0) == (after > 0) else "reversed"
     decided = bar if result.look_ahead else bar - 1
     wanted = float(result.target[decided]) if decided >= 0 else math.nan
     rules = result.spec.rules()
-    if not wanted * before > 0:
+    if not (wanted > 0 if before > 0 else wanted < 0):
         return "target 0"
     change = math.copysign(1, before) * (price / average - 1) if average > 0 else 0.0
     if rules.stop_loss and change <= -0.9 * rules.stop_loss:
@@ -238,7 +238,7 @@ def _reasons(result: Result, shown: Int64Array) -> list[str]:
         after = 0.0 if abs(after) <= 1e-9 * quantity else after
         if position in wanted:
             reasons.append(why_filled(result, bar, after, held, average, price, bar - entry))
-        if held * after <= 0:
+        if held == 0 or after == 0 or (held > 0) != (after > 0):
             average, entry = price, bar
         elif abs(after) > abs(held):
             average += (price - average) * quantity / abs(after)

@@ -39,6 +39,15 @@ SCATTER_MAX: Final = 600
 SHOWN_ROWS: Final = 15
 # A bar that takes more than this from the equity is looked at before anything else.
 CRASH: Final = 0.5
+SHORT: Final = {
+    "equity": "Equity",
+    "candles": "Candles",
+    "months": "Months",
+    "returns": "Returns",
+    "benchmark": "Benchmark",
+    "costs": "Costs",
+    "spec": "Specification",
+}
 
 
 @dataclass
@@ -50,6 +59,7 @@ class Section:
     body: str = ""
     controls: str = ""
     reason: str = ""
+    short: str = ""
     charts: dict[str, charts.Chart] = field(default_factory=dict)
 
     def html(self) -> str:
@@ -63,11 +73,14 @@ class Section:
 def sections_of(run: ReportRun) -> tuple[list[Section], dict[str, Any]]:
     """All sections in the order of the page, and the heat maps for the page's script."""
     maps = heat_maps(run.table, run.sort_by)
-    made = [board(run), equity(run), candles(run), heat(run, maps)]
     parts: tuple[Callable[[ReportRun], Section], ...] = (
         walk_forward, months, returns, trips, benchmark, costs, overfit, study, specification, words
     )  # fmt: skip
-    return made + [part(run) for part in parts], {"maps": maps}
+    made = [board(run), equity(run), candles(run), heat(run, maps)]
+    made += [part(run) for part in parts]
+    for section in made:
+        section.short = SHORT.get(section.name, "")
+    return made, {"maps": maps}
 
 
 def plot(name: str, what: str, height: int = 320) -> str:
@@ -87,6 +100,8 @@ def board(run: ReportRun) -> Section:
     text += " A click on a head sorts; a click on a set with curves shows it below." if total > 1 else ""
     if run.record.dropped_count:
         text += f" {run.record.dropped_count:,} combinations break a rule between parameters and were not run."
+    alike = {title_of(name): set_text(common) for name, common in tables.common_parameters(run).items() if common}
+    text += "".join(f" {name} has in every row {common}." for name, common in alike.items())
     if "history" in run.table.column_names:
         partly = int((run.table["history"].to_numpy() < 1).sum())
         text += f" {partly:,} sets saw only a part of the history; they stand last and are marked." if partly else ""
@@ -311,7 +326,10 @@ def study(run: ReportRun) -> Section:
     }
     plots = "".join(plot(name, "The search") for name in shown)
     body = f'<div class="two">{plots}</div>' + tables.definitions(facts)
-    body += "" if "study-front" in shown else note("One objective, so there is no Pareto front.")
+    text = (
+        "On an axis marked ↓ less is better." if "study-front" in shown else "One objective: there is no Pareto front."
+    )
+    body += note(text)
     return Section("study", title, body, charts=shown)
 
 

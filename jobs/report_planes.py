@@ -6,6 +6,7 @@ values than fit, as in a search over continuous ones, neighbouring values share 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -33,7 +34,8 @@ HEAT_METRICS: Final = (
 )
 # Values on an axis before neighbours share a cell, and cells' values in all, so that the file stays small.
 GROUPS_MAX: Final = 40
-BINS: Final = 16
+BINS_MAX: Final = 16
+BINS_MIN: Final = 4
 VALUES_MAX: Final = 300_000
 STRATEGIES_MAX: Final = 12
 
@@ -109,7 +111,9 @@ def _groups(values: Float64Array) -> tuple[Int64Array, list[str]]:
     different, places = np.unique(values, return_inverse=True)
     if len(different) <= GROUPS_MAX:
         return places.astype(np.int64), [short(value) for value in different.tolist()]
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)))
+    # About four sets a cell of the plane.
+    bins = min(BINS_MAX, max(BINS_MIN, round(math.sqrt(len(values)) / 2)))
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
     group = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     labels = [f"{low:.3g} … {high:.3g}" for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
     return group.astype(np.int64), labels

@@ -245,7 +245,8 @@ def round_trips(
     entry = 0
     for at, sign, each, much, cost in zip(bar, side, price, quantity, fee, strict=True):
         left = sign * much
-        if held * left < 0:
+        # Signs, not a product: after ruin quantities are so small that it would be 0.
+        if (held > 0 and left < 0) or (held < 0 and left > 0):
             part = min(1.0, abs(held / left))
             closing = left * part
             paid += closing * each + cost * part

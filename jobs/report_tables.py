@@ -21,8 +21,8 @@ MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", 
 GROUPS: Final = (
     ("Out-of-sample", ("oos_sharpe", "oos_return")),
     ("In-sample", ("is_sharpe", "is_return")),
-    ("Whole history", ("sharpe", "total_return", "cagr", "max_drawdown")),
     ("More than luck", ("psr", "dsr", "dsr_sampling")),
+    ("Whole history", ("sharpe", "total_return", "cagr", "max_drawdown")),
     ("Neighbours", ("stability", "worst_neighbour")),
     ("Trading", ("fills", "trades", "win_rate", "profit_factor", "exposure", "turnover")),
     ("Risk", ("volatility", "sortino", "calmar", "max_drawdown_bars")),
@@ -43,20 +43,44 @@ def leaderboard(run: ReportRun) -> str:
         heads.append(f'<th{edge} scope="col"{sort}>{tip(name)}</th>')
     columns = [name for _, names in groups for name in names]
     shown = {one["set_id"] for one in run.shown_sets}
-    body = "".join(_board_row(place, row, columns, firsts, shown) for place, row in enumerate(run.rows, 1))
+    common = common_parameters(run)
+    one_goal = run.study is not None and len(run.study["objectives"]) == 1
+    body = "".join(
+        _board_row(place, row, columns, firsts, shown, common, one_goal) for place, row in enumerate(run.rows, 1)
+    )
     head = f'<tr class="above">{above}</tr><tr>{"".join(heads)}</tr>'
     return f'<table class="sortable board"><thead>{head}</thead><tbody>{body}</tbody></table>'
 
 
-def _board_row(place: int, row: Mapping[str, Any], columns: list[str], firsts: set[str], shown: set[int]) -> str:
+def common_parameters(run: ReportRun) -> dict[str, dict[str, float]]:
+    """By strategy what is alike in all its rows of the leaderboard; nothing where it has but one."""
+    found: dict[str, dict[str, float]] = {}
+    for strategy in dict.fromkeys(row["strategy"] for row in run.rows):
+        mine = [row["params"] for row in run.rows if row["strategy"] == strategy]
+        alike = {name: value for name, value in mine[0].items() if all(one.get(name) == value for one in mine)}
+        found[strategy] = alike if len(mine) > 1 and len(alike) < len(mine[0]) else {}
+    return found
+
+
+def _board_row(
+    place: int,
+    row: Mapping[str, Any],
+    columns: list[str],
+    firsts: set[str],
+    shown: set[int],
+    common: Mapping[str, Mapping[str, float]],
+    one_goal: bool,
+) -> str:
     marks = ""
     if row.get("history", 1.0) < 1.0:
         marks += f'<span class="mark">only the first {percent(row["history"], digits=0)} of the bars</span>'
     if row.get("feasible") is False:
         marks += '<span class="mark bad">breaks a constraint</span>'
     if row.get("pareto"):
-        marks += '<span class="mark good">Pareto front</span>'
-    name = f'<b>{escape(title_of(row["strategy"]))}</b> <span class="soft">{escape(set_text(row["params"]))}</span>'
+        text = "best of the search" if one_goal else "Pareto front"
+        marks += f'<span class="mark good">{text}</span>'
+    own = {name: value for name, value in row["params"].items() if name not in common[row["strategy"]]}
+    name = f'<b>{escape(title_of(row["strategy"]))}</b> <span class="soft">{escape(set_text(own))}</span>'
     cells = [
         f'<td class="text" data-value="{place}">{place}</td>',
         f'<th class="text stuck" scope="row">{name}{marks}</th>',

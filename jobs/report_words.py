@@ -137,8 +137,10 @@ def short(value: float) -> str:
 
 
 def set_text(params: dict[str, float]) -> str:
-    """A parameter set on one line."""
-    return ", ".join(f"{name} {short(value)}" for name, value in params.items())
+    """A parameter set on one line, to four digits."""
+    return ", ".join(
+        f"{name} {value:.4g}" if value < 1e4 else f"{name} {short(value)}" for name, value in params.items()
+    )
 
 
 def title_of(strategy: str) -> str:
