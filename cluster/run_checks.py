@@ -65,8 +65,8 @@ def checks_of(runs: Sequence[Identity]) -> tuple[Check, ...]:
         _model("sizing", runs),
         _check("decisions", [str(spec.get("decide_on") or one.granularity) for one, spec in runs], "bad",
                "The strategies decide on bars of another length."),
-        _check("held-out border", [f"{len(one.cuts) - 1} segments" if one.cuts else "none" for one in records],
-               "doubtful", "In-sample and out-of-sample are other bars, so these figures are not comparable.",
+        _check("held-out bars", [held_out_of(one) for one in records], "doubtful",
+               "In-sample and out-of-sample are other bars, so these figures are not comparable.",
                [one.cuts for one in records]),
         _check("engine", [one.code_hash[:16] for one in records], "doubtful",
                "Another version of the engine computed them; what it changed the sets in common show.",
@@ -138,6 +138,18 @@ def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         name = str(part["strategy"]).partition("@")[0]
         seen[name] = seen.get(name, 0) + 1
         yield from _flat(f"{path}[{name}{f'#{seen[name]}' if seen[name] > 1 else ''}]", part)
+
+
+def held_out_of(record: RunRecord) -> str:
+    """From which bar on they are held out; raises ``SpecError`` for cuts nobody plans."""
+    import numpy as np
+
+    from strategies.segments import Segments
+
+    if not record.cuts:
+        return "not known"
+    segments = Segments(np.array(record.cuts, dtype=np.int64))
+    return "none" if segments.too_short else f"from bar {record.cuts[2 * segments.first_held_out]:,}"
 
 
 def _text(value: Any) -> str:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cluster.run_checks import Check, Difference, checks_of, differences_of
+from cluster.run_checks import Check, Difference, checks_of, differences_of, held_out_of
 from cluster.run_folder import RunError, RunFolder, RunRecord, RunState, UnknownRun, best_first, sorting_metric
 from cluster.run_honesty import honesty_of
 from cluster.run_pairs import CommonSets, CurveDifference, common_sets, curve_difference
 from cluster.runs import open_run
+from strategies.base import SpecError
 from strategies.metrics import METRICS
 from strategies.model import Float64Array, Int64Array
 from strategies.segments import HONEST_COLUMNS
@@ -63,10 +64,11 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A run against the first one."""
+    """A run against the first one; ``comparable`` where no check of these two is bad."""
 
     base: str
     other: str
+    comparable: bool
     common: CommonSets
     curves: tuple[CurveDifference, ...]
 
@@ -101,6 +103,10 @@ def read_run(folder: RunFolder) -> ComparedRun:
             hint = f" (desk jobs fetch {folder.run_id})" if folder.remote_file.exists() else ""
             raise RunError("state", str(state), f"a run that has SUCCEEDED{hint}")
         record, spec, summary = folder.record(), folder.spec_content(), folder.summary()
+        try:
+            held_out_of(record)
+        except SpecError as error:
+            raise RunError(folder.run_file.name, error.value, error.rule) from error
         table = _table(folder.results_file, ("set_id", "strategy", "params", *METRICS))
         if not table.num_rows:
             raise RunError(folder.results_file.name, 0, "at least one row")
@@ -167,7 +173,9 @@ def _pair(base: ComparedRun, other: ComparedRun) -> Pair:
     borders = [int(border) for run in (base, other) if (border := run.honesty.get("held_out_from_ts_ns")) is not None]
     if len(borders) == 2:
         curves.append(curve_difference("held-out bars", base.curve, other.curve, max(borders)))
-    return Pair(base.run_id, other.run_id, common_sets(base.table, other.table), tuple(curves))
+    checks = checks_of([(run.record, run.spec) for run in (base, other)])
+    comparable = all(check.level != "bad" for check in checks)
+    return Pair(base.run_id, other.run_id, comparable, common_sets(base.table, other.table), tuple(curves))
 
 
 def _answer(sides: Sequence[Side], comparable: bool, checks: Sequence[Check], pairs: Sequence[Pair]) -> Iterator[str]:
@@ -185,11 +193,11 @@ def _answer(sides: Sequence[Side], comparable: bool, checks: Sequence[Check], pa
         ]
         yield f"Best sets of {sides[0].run_id} and {side.run_id}: {'; '.join(shown)}."
     for pair in pairs:
-        yield _of_curves(pair, comparable)
+        yield _of_curves(pair)
         yield _of_sets(pair.common, pair)
 
 
-def _of_curves(pair: Pair, comparable: bool) -> str:
+def _of_curves(pair: Pair) -> str:
     told = pair.curves[-1]
     about = f"Curves of the leaders of {pair.base} and {pair.other} over {told.about}"
     if told.p_value is None or told.base_sharpe is None or told.other_sharpe is None:
@@ -197,7 +205,7 @@ def _of_curves(pair: Pair, comparable: bool) -> str:
         why = "are the same" if same else f"({told.returns} returns in common) are too few to tell apart"
         return f"{about} {why}."
     figures = f"Sharpe {told.base_sharpe:.2f} and {told.other_sharpe:.2f}, p {_p(told.p_value)}"
-    if not comparable:
+    if not pair.comparable:
         return f"{about}: {figures}; what differs may be the reason."
     if told.p_value >= SIGNIFICANT:
         return f"{about}: {figures}: chance explains the difference."

@@ -90,7 +90,7 @@ def test_the_same_run_twice_is_the_same_in_everything(runs_dir: Path) -> None:
         ("costlier", False, {"costs": "bad"}, {"costs.spread_bps", "costs.fee_tiers"}),
         ("sized", False, {"sizing": "bad"}, {"sizing.kind"}),
         ("corrected", False, {"data hash": "bad"}, set()),
-        ("later", False, {"period": "bad", "data hash": "bad", "held-out border": "doubtful"}, {"start"}),
+        ("later", False, {"period": "bad", "data hash": "bad", "held-out bars": "doubtful"}, {"start"}),
         (
             "other-grid",
             True,
@@ -115,6 +115,15 @@ def test_what_differs_is_named_and_judged(
     assert levels(found) == differing
     assert {one.field for one in found.differences} == fields
     assert found.answer[0].startswith("The figures can be compared" if comparable else "The figures cannot be compared")
+
+
+def test_of_three_runs_each_pair_is_judged_by_itself(runs_dir: Path) -> None:
+    found = compared(runs_dir, "base", "other-grid", "costlier")
+    assert found.comparable is False
+    assert [pair.comparable for pair in found.pairs] == [True, False]
+    (border,) = [check for check in found.checks if check.about == "held-out bars"]
+    page = json.loads((runs_dir / "base" / "honesty.json").read_text())
+    assert border.values == (f"from bar {page['plan']['held_out_from_bar']}",) * 3
 
 
 def test_values_of_a_field_are_those_of_the_specifications(runs_dir: Path) -> None:
@@ -295,6 +304,15 @@ def test_an_absent_or_damaged_file_is_named_with_its_run(own: Path, name: str, d
     assert name.rpartition("/")[2] in message or (damage == "absent" and name == "run.json")
 
 
+@pytest.mark.parametrize("cuts", [[5, 3], [0, 600, 700], [0, 10, 5, 600]])
+def test_segments_nobody_plans_are_named(own: Path, cuts: list[int]) -> None:
+    path = own / "again" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cuts": cuts}))
+    result = desk("compare base again --json")
+    assert result.exit_code == 2
+    assert "again: run.json" in json.loads(result.stdout)["error"]["message"]
+
+
 @pytest.mark.parametrize("change", ["column", "rows", "null", "params"])
 def test_a_table_that_is_no_table_of_results_is_named(own: Path, change: str) -> None:
     path = own / "again" / "results.parquet"
@@ -320,7 +338,7 @@ def test_a_run_of_an_earlier_version_is_compared_by_what_it_has(own: Path) -> No
     del spec["sizing"], spec["costs"]["spread_bps"]
     folder.spec_file.write_text(json.dumps(spec))
     found = compared(own, "base", "again")
-    assert levels(found) == {"engine": "doubtful", "held-out border": "doubtful"}
+    assert levels(found) == {"engine": "doubtful", "held-out bars": "doubtful"}
     assert found.comparable, "what it did not know was what its default means"
     assert "earlier version" in found.runs[1].honesty["why_not"]
     assert [one.about for one in found.pairs[0].curves] == ["all bars"]
