@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from cluster.cli_leaderboard import metric, number, parameters
+from cluster.cli_leaderboard import SET_WIDTH, fitting, metric, number, parameters
 from cluster.console import CommandError, JsonOption, command, console, print_json, print_table
 from conf.settings import load_settings
 
@@ -109,7 +109,8 @@ def _print_differences(found: Comparison) -> None:
 
 
 def _print_best(runs: Sequence[Side], top: int) -> None:
-    columns = [name for name in SHOWN if any(name in run.rows[0] for run in runs)]
+    beside = SET_WIDTH + 3 + max(len(run.run_id) for run in runs)
+    columns = fitting([name for name in SHOWN if any(name in run.rows[0] for run in runs)], beside)
     rows: list[list[Any]] = []
     for place in range(min(top, max(len(run.rows) for run in runs))):
         for run in runs:

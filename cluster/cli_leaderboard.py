@@ -21,6 +21,9 @@ SHOWN_WITHOUT: Final = ("sharpe", "total_return", "cagr", "max_drawdown", "trade
 PERCENT: Final = frozenset(
     {"total_return", "cagr", "volatility", "max_drawdown", "exposure", "win_rate", "is_return", "oos_return", "history"}
 )
+# What a narrow terminal has no room for, the first first; and the room that place, strategy and parameters take.
+LEFT_OUT: Final = ("is_return", "total_return", "sharpe", "cagr", "dsr", "win_rate", "max_drawdown")
+SET_WIDTH: Final = 55
 # The verdicts a terminal has room for; the report has them all.
 TOLD: Final = ("look_ahead", "plan", "sharpe_tests", "track_record", "held_out", "picked", "overfitting", "stability")
 _COLOURS: Final = {"good": "green", "doubtful": "yellow", "bad": "red"}
@@ -35,6 +38,7 @@ def print_leaderboard(folder: RunFolder, top: int) -> None:
     honest = [name for name in HONEST if rows and name in rows[0]]
     partly = any(row.get("history", 1.0) < 1.0 for row in rows)
     shown = [*honest, *(SHOWN if honest else SHOWN_WITHOUT), *(["history"] if partly else [])]
+    shown = fitting(shown)
     cells = [
         [place, row["strategy"], parameters(row["params"]), *(metric(name, row[name]) for name in shown)]
         for place, row in enumerate(rows, 1)
@@ -79,6 +83,16 @@ def honesty_line(found: dict[str, Any]) -> str:
         stability = f"stability {found['stability']:.2f} over {found['neighbours']} neighbours"
     ranks = f"IS/OOS rank correlation {number(found['rank_correlation'])}"
     return f"honesty: {pbo}, {dsr}, {stability}, {ranks}, walk-forward Sharpe {number(found['walk_forward_sharpe'])}"
+
+
+def fitting(names: list[str], beside: int = SET_WIDTH) -> list[str]:
+    """As many of the columns as the terminal has room for beside so many characters, less telling ones left out."""
+    kept = list(names)
+    for name in LEFT_OUT:
+        if beside + sum(len(one) + 3 for one in kept) <= console.width:
+            break
+        kept = [one for one in kept if one != name]
+    return kept
 
 
 def parameters(params: dict[str, float]) -> str:

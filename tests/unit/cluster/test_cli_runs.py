@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from cluster import cli_leaderboard
 from cluster.cli import app
+from cluster.console import console
 from cluster.market_data import BarStore
 from cluster.remote_runs import unpacked
 from cluster.run_honesty import honesty_of
@@ -72,6 +74,23 @@ def test_a_finished_run_is_shown_with_costs_and_how_far_it_is_to_be_believed(
     assert honesty["why_not"] is None
     assert (honesty["pbo"], honesty["dsr"]) == (page["overfitting"]["pbo"], page["sharpe_tests"]["dsr"])
     assert honesty["verdicts"] == page["verdicts"]
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (160, set()),
+        (125, {"is_return", "total_return", "sharpe"}),
+        (80, {"is_return", "total_return", "sharpe", "dsr", "max_drawdown"}),
+    ],
+)
+def test_a_narrow_terminal_shows_fewer_figures_and_always_the_held_out_ones(
+    monkeypatch: pytest.MonkeyPatch, width: int, left_out: set[str]
+) -> None:
+    monkeypatch.setattr(console, "width", width)
+    names = [*cli_leaderboard.HONEST, *cli_leaderboard.SHOWN]
+    assert set(names) - set(cli_leaderboard.fitting(names)) == left_out
+    assert {"is_sharpe", "oos_sharpe", "oos_return", "trades"} <= set(cli_leaderboard.fitting(names))
 
 
 def test_too_little_data_is_said(tmp_path: Path, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
