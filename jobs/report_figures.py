@@ -39,6 +39,8 @@ MULTIPLE_MAX: Final = 16.0
 FEES_BPS: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 120.0)
 FEE_BPS_MAX: Final = 1_000.0
 HALVINGS: Final = 10
+# Bars of all products together from which on only the best set is run again, and no break-even is looked for.
+LARGE: Final = 8_000_000
 COST_METRICS: Final = ("total_return", "cagr", "sharpe", "max_drawdown", "trades")
 _SCALED: Final = ("fee_bps", "slippage_bps", "spread_bps", "impact", "funding_bps_per_day", "borrow_bps_per_day")
 
@@ -76,10 +78,12 @@ def identity(record: RunRecord, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
 def figures_of(spec: SweepSpec, rows: Sequence[Mapping[str, Any]], market: Bars | Panel) -> dict[str, Any]:
     """JSON-ready: ``sets`` (curve, fills), ``hold``, ``products`` (candles), ``costs`` of the first row's set."""
     cash = spec.costs.initial_cash
-    sets, first = [], None
-    for row in rows[:SETS_MAX]:
+    sets: list[dict[str, Any]] = []
+    first: tuple[BacktestSpec, Mapping[str, float]] | None = None
+    for row in rows[: SETS_MAX if _cells(market) <= LARGE else 1]:
         result = results.run_set(spec, row["strategy"], row["params"], market)
-        first = result if first is None else first
+        # Not the result itself: of many products it is as large as all their bars.
+        first = (result.spec, result.metrics) if first is None else first
         about = {"set_id": row["set_id"], "strategy": row["strategy"], "params": row["params"]}
         curve = curve_of(market.ts_ns, result.equity, cash)
         sets.append(about | {"curve": curve, "fills": _fills(result, market)})
@@ -92,8 +96,12 @@ def figures_of(spec: SweepSpec, rows: Sequence[Mapping[str, Any]], market: Bars 
         "hold": curve_of(market.ts_ns, hold, cash),
         "products": _products(market),
         "product_count": len(market.product_ids) if isinstance(market, Panel) else 1,
-        "costs": cost_sensitivity(first.spec, market, first.metrics),
+        "costs": cost_sensitivity(first[0], market, first[1]),
     }
+
+
+def _cells(market: Bars | Panel) -> int:
+    return len(market) * (len(market.product_ids) if isinstance(market, Panel) else 1)
 
 
 def shown_fills(count: int, limit: int = FILLS_MAX) -> Int64Array:
@@ -123,7 +131,8 @@ def cost_sensitivity(spec: BacktestSpec, market: Bars | Panel, own: Mapping[str,
         named = dict(zip(own, found.tolist(), strict=True))
         return {name: _number(named[name]) for name in COST_METRICS}
 
-    fees = sorted({*FEES_BPS, spec.costs.fee_bps})
+    large = _cells(market) > LARGE
+    fees = sorted({0.0, spec.costs.fee_bps, 2 * spec.costs.fee_bps} if large else {*FEES_BPS, spec.costs.fee_bps})
     multiples = [{"at": each, **figures} for each in MULTIPLES if (figures := at(scaled(spec.costs, each)))]
     grid = [{"at": fee, **figures} for fee in fees if (figures := at(with_fee(spec.costs, fee)))]
 
@@ -131,11 +140,12 @@ def cost_sensitivity(spec: BacktestSpec, market: Bars | Panel, own: Mapping[str,
         found = at(costs)
         return -1.0 if found is None or found["total_return"] is None else found["total_return"]
 
+    unknown = {"at": None, "side": "unknown", "most": 0.0}
     return {
         "multiples": multiples,
         "fees": grid,
-        "multiple_zero": break_even(lambda each: gain(scaled(spec.costs, each)), MULTIPLE_MAX),
-        "fee_zero_bps": break_even(lambda fee: gain(with_fee(spec.costs, fee)), FEE_BPS_MAX),
+        "multiple_zero": unknown if large else break_even(lambda each: gain(scaled(spec.costs, each)), MULTIPLE_MAX),
+        "fee_zero_bps": unknown if large else break_even(lambda fee: gain(with_fee(spec.costs, fee)), FEE_BPS_MAX),
         "fee_bps": spec.costs.fee_bps,
         "free": all(getattr(spec.costs, name) == 0 for name in _SCALED) and not spec.costs.fee_tiers,
     }

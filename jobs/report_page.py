@@ -388,6 +388,8 @@ def _break_even_text(found: Mapping[str, Any]) -> str:
     if found["free"]:
         return "This run has no costs."
     zero, fee = found["multiple_zero"], found["fee_zero_bps"]
+    if zero["side"] == "unknown":
+        return "With this many bars the break-even is not looked for."
     if zero["side"] == "below":
         return "It loses even without any costs: there is no break-even."
     if zero["side"] == "above":

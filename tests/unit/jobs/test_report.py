@@ -8,15 +8,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.market_data import BarStore
-from cluster.runs import RunFolder
+from cluster.runs import RunFolder, prepare_run
 from jobs import report
+from jobs.blocks import compute_here
 from jobs.report import write_report
-from jobs.report_series import monthly_returns, sample
+from jobs.report_series import monthly_returns, returns_of, sample
+from jobs.report_tables import differing_fields
+from jobs.sweep import Reporter, finish, plan_of, work_of
+from strategies.user_file import load, read
 from tests.bar_samples import NEW_YEAR_NS
-from tests.run_samples import complete_run, make_spec, make_store, one_set_spec
+from tests.run_samples import complete_run, loaded, make_spec, make_store, one_set_spec, wavy_bars
+from tests.strategy_files import GOOD, written
 
 HOUR_NS = 3_600 * 10**9
 
@@ -212,3 +218,57 @@ def test_a_template_placeholder_without_a_value_would_fail(store: BarStore, tmp_
     html = write_report(complete_run(tmp_path / "runs", store, make_spec())).read_text()
     assert not re.search(r"%[A-Z_]{3,}%", html.partition("<script>")[0])
     assert NEW_YEAR_NS % HOUR_NS == 0
+
+
+def test_what_a_user_wrote_is_text(store: BarStore, tmp_path: Path) -> None:
+    own = load(read(written(tmp_path, GOOD + "\n# </pre><script>alert(1)</script> & more\n")))
+    spec = make_spec(grids=[{"strategy": own.name, "grid": {"fast": [3, 5], "slow": [13, 21]}}])
+    page = page_of(complete_run(tmp_path / "runs", store, spec))
+    assert "# </pre><script>alert(1)</script> & more" in "".join(page.texts)
+    assert page.elements.count("script") == 3
+    assert own.name.partition("@")[0] in page.text
+
+
+def test_fields_that_differ_from_their_defaults_are_listed_with_them() -> None:
+    spec = make_spec(costs={"fee_bps": 12.5, "fill": "same_close"}, seed=3, sizing={"kind": "units"})
+    rows = {name: (value, default) for name, value, default in differing_fields(spec)}
+    assert rows["costs.fee_bps"] == ("12.5", "60")
+    assert rows["costs.fill"] == ("same_close", "next_open")
+    assert rows["sizing.kind"] == ("units", "percent")
+    assert rows["seed"] == ("3", "0")
+    assert rows["product_id"] == ("BTC-USD", "required")
+    assert set(rows) == {"product_id", "granularity", "grids", "costs.fee_bps", "costs.fill", "sizing.kind", "seed"}
+
+
+def test_what_is_alike_in_every_row_is_said_once(store: BarStore, tmp_path: Path) -> None:
+    spec = make_spec(grids=[{"strategy": "sma_cross", "grid": {"fast": [3, 5], "slow": [13, 21]}}])
+    text = page_of(complete_run(tmp_path / "runs", store, spec)).text
+    assert "SMA cross has in every row allow_short 0." in text
+
+
+def test_sets_of_a_halving_search_that_saw_a_part_of_the_history_say_so(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "bars", wavy_bars(1_200))
+    search = {"method": "asha", "sets": 18, "generation": 18, "eta": 3, "rungs": 2}
+    grids = [{"strategy": "sma_cross", "grid": {"fast": {"low": 3, "high": 20}, "slow": {"low": 21, "high": 90}}}]
+    run = loaded(prepare_run(tmp_path / "runs", store, make_spec(grids=grids, search=search), "a1"), store)
+    state = Reporter(run.folder)
+    plan = plan_of(run, state)
+    compute_here(work_of(run), plan, state.block)
+    finish(run, state, plan)
+    page = page_of(run.folder)
+    assert page.text.count("only the first 33") == 12
+    assert "12 sets saw only a part of the history" in page.text
+    assert "best of the search" in page.text
+    assert "study-best" in page.ids
+    assert "One objective: there is no Pareto front." in page.text
+
+
+def test_a_bar_that_takes_most_of_the_equity_is_pointed_at(tmp_path: Path) -> None:
+    bars = wavy_bars(600)
+    for values in (bars.open, bars.high, bars.low, bars.close):
+        values[300:] *= 4  # whoever is short then has lost everything
+    store = make_store(tmp_path / "bars", bars)
+    grids = [{"strategy": "sma_cross", "grid": {"allow_short": [1], "fast": [100], "slow": [290]}}]
+    folder = complete_run(tmp_path / "runs", store, make_spec(grids=grids))
+    assert returns_of(pq.read_table(folder.equity_file)["equity"].to_numpy()).min() < -0.5
+    assert "One bar took 100.0\u00a0% of the equity: 2024-01-13 12:00:00 UTC." in "".join(page_of(folder).texts)
