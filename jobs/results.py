@@ -59,7 +59,7 @@ class Ranked:
         return self._rows(self.order[np.argmax(mine)][np.newaxis])[0]
 
     def _rows(self, places: Int64Array) -> list[dict[str, Any]]:
-        names = [name for name in (*METRICS, *HONEST_COLUMNS) if name in self.table.column_names]
+        names = [name for name in (*METRICS, *HONEST_COLUMNS, "history") if name in self.table.column_names]
         rows = self.table.select(["set_id", "strategy", "params", *names]).take(pa.array(places)).to_pylist()
         return [_plain_row(row, names) for row in rows]
 

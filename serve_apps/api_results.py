@@ -37,8 +37,9 @@ class Row(Shape):
     strategy: str = Field(examples=["sma_cross"])
     params: dict[str, float] = Field(examples=[{"fast": 10, "slow": 30}])
     metrics: dict[str, float | None] = Field(
-        description=f"{', '.join(METRICS)}, and of an ended run {', '.join(HONEST_COLUMNS)}; fractions, not per cent; "
-        "null where a figure is not a number",
+        description=f"{', '.join(METRICS)}, and of an ended run {', '.join(HONEST_COLUMNS)}; of a search history, the "
+        "part of the bars the set was run on (below 1 it ranks last); fractions, not per cent; null where a figure is "
+        "not a number",
         examples=[{"sharpe": 1.2, "total_return": 0.34}],
     )
 
@@ -129,7 +130,7 @@ def _result(folder: RunFolder, progress: Progress, limit: int, sort_by: str | No
 
 
 def _row(row: dict[str, Any]) -> Row:
-    metrics = {name: row[name] for name in (*METRICS, *HONEST_COLUMNS) if name in row}
+    metrics = {name: row[name] for name in (*METRICS, *HONEST_COLUMNS, "history") if name in row}
     return Row(set_id=row["set_id"], strategy=row["strategy"], params=row["params"], metrics=metrics)
 
 

@@ -16,11 +16,13 @@ from cluster.api_keys import READ, RESEARCH
 from cluster.ledger import Ledger
 from cluster.runs import Progress, RunFolder, RunState, open_run, prepare_run
 from conf.settings import QueueSettings, Settings
+from jobs.blocks import compute_here
+from jobs.sweep import Reporter, finish, plan_of, work_of
 from serve_apps.api_progress import Rhythm, progress_events
 from serve_apps.api_runs import take_turns
 from tests.api_desk import ApiDesk, only, open_desk
 from tests.jobs_api import JobsApi, jobs_api
-from tests.run_samples import TWO_STRATEGIES, complete_run, make_spec, make_store
+from tests.run_samples import TWO_STRATEGIES, complete_run, loaded, make_spec, make_store
 
 pytestmark = pytest.mark.anyio
 
@@ -419,6 +421,22 @@ async def test_the_result_is_the_leaderboard_with_its_summary(desk: ApiDesk) -> 
     by_return = (await desk.get("/v1/backtests/a1/result", params={"sort_by": "max_drawdown"})).json()
     drawdowns = [row["metrics"]["max_drawdown"] for row in by_return["rows"]]
     assert drawdowns == sorted(drawdowns)
+
+
+async def test_rows_of_a_halving_search_say_on_which_part_of_the_bars_they_were_run(desk: ApiDesk) -> None:
+    search = {"method": "asha", "sets": 12, "rungs": 2, "eta": 4}
+    spec = make_spec(search=search, sort_by="sharpe")
+    store = desk.app.state.desk.store
+    run = loaded(prepare_run(desk.settings.runs_path, store, spec, "halving"), store)
+    state = Reporter(run.folder)
+    plan = plan_of(run, state)
+    compute_here(work_of(run), plan, state.block)
+    for _ in range(2):  # from the finished blocks, then from the table
+        result = (await desk.get("/v1/backtests/halving/result")).json()
+        history = [row["metrics"]["history"] for row in result["rows"]]
+        assert (set(history), history) == ({1.0, 0.25}, sorted(history, reverse=True))
+        finish(run, state, plan)
+    assert result["summary"]["best"] == result["rows"][0]
 
 
 async def test_before_the_first_block_the_leaderboard_is_empty(desk: ApiDesk) -> None:
