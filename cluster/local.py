@@ -251,6 +251,7 @@ def _start_missing(settings: Settings, say: Say) -> None:
         say("starting the exchange simulator (SIMULATED prices and fills)")
         _begin_exchange(settings)
     if not _alive(folder, "ray"):
+        stop(_orphans(folder), patience_s=3.0)
         say("starting Ray")
         _start_ray(settings)
     asyncio.run(_prepare_ledger(settings))
@@ -261,6 +262,13 @@ def _start_missing(settings: Settings, say: Say) -> None:
         _deploy(settings)
     _await_ready(settings)
     say(f"ready: {settings.api_url}")
+
+
+def _orphans(state_dir: Path) -> list[psutil.Process]:
+    """What a Ray that was killed has left: a sweep's driver that holds its run, a proxy that holds the ports."""
+    servers = [item.process() for item in recorded(state_dir) if item.name in {"valkey", "exchange"}]
+    kept = {server.pid for server in servers if server is not None}
+    return [process for process in desk_processes(state_dir) if process.pid not in kept]
 
 
 def start_valkey(settings: Settings) -> None:

@@ -1,10 +1,8 @@
-"""Faults 7 to 9: a sweep's workers and its driver are killed, and both run out of memory; its table stays the same."""
+"""Faults 7 to 9: a sweep's workers, its driver and Ray's head are killed, memory runs out; its table stays the same."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import random
 import signal
 import subprocess
@@ -14,20 +12,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import psutil
 import pytest
 from pydantic import SecretStr
 
+from cluster import local
 from cluster.local import ray_token
 from cluster.market_data import SIMULATED, BarStore
-from cluster.ray_jobs import RayJobs
-from cluster.runs import RunFolder, RunState, prepare_run, settle
+from cluster.ray_jobs import Job, JobStatus, RayJobs
+from cluster.runs import Progress, RunFolder, RunState, prepare_run, settle
 from strategies.model import Granularity
+from tests.faults.books_check import load_figures
 from tests.faults.conftest import Report
 from tests.faults.desk_load import Load
 from tests.ray_head import RayHead, ray_head
+from tests.run_processes import drivers, starve
 from tests.run_samples import complete_run, make_spec, wavy_bars
-from tests.system.client import Desk
+from tests.system.client import Desk, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -48,6 +50,12 @@ SWEEP: Final[dict[str, Any]] = {
         {"strategy": "rsi_reversion", "grid": {"window": [7, 14, 21, 28], "stop_loss": [0.02, 0.05]}},
     ],
 }
+# Long enough to be killed in it again and again.
+_STOPS: Final = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
+LONGER: Final = SWEEP | {
+    "grids": [{**grid, "grid": {**grid["grid"], "stop_loss": _STOPS}} for grid in SWEEP["grids"]],
+}
+_NOT_YET: Final = Job("", JobStatus.PENDING, "", "", {}, None, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +113,6 @@ def kill_workers(head: RayHead) -> set[int]:
             worker.kill()
             killed.add(worker.pid)
     return killed
-
-
-def starve(process: psutil.Process) -> bool:
-    """From now on a process gets no memory beyond what it has; False where it has ended or has its limit."""
-    with contextlib.suppress(psutil.Error):
-        if process.rlimit(psutil.RLIMIT_AS)[0] == psutil.RLIM_INFINITY:
-            size = process.memory_info().vms
-            process.rlimit(psutil.RLIMIT_AS, (size, size))
-            return True
-    return False
 
 
 @pytest.mark.fault("7", "the worker of every block SIGKILLed once", "the table of a quiet run, bit for bit")
@@ -204,42 +202,175 @@ def test_a_sweep_without_memory_fails_and_goes_on_later(
     assert folder.results_file.read_bytes() == quiet
 
 
-@pytest.mark.faults
-@pytest.mark.fault("9", "a backtest job runs out of memory beside a desk in service", "lost 0; p95 of orders <= 2x")
-def test_the_risk_path_does_not_notice_a_backtest_without_memory(
-    desk: Desk, tmp_path: Path, report: Report, seed: int
-) -> None:
+class Sweep:
+    """A sweep that users of a desk have submitted over HTTP, and what it meets."""
+
+    def __init__(self, desk: Desk, run_id: str, spec: dict[str, Any]) -> None:
+        self.desk = desk
+        self.run_id = run_id
+        body = make_spec(**spec).model_dump(mode="json", exclude_defaults=True) | {"run_id": run_id}
+        reply = desk.http.post("/v1/backtests", json=body)
+        assert reply.status_code == 202, reply.text
+        self.folder = RunFolder(desk.settings.runs_path / run_id)
+
+    def await_share(self, share: float) -> None:
+        """Wait until so many of its sets are done, and it is still at work."""
+        total = self.folder.record().set_count
+        deadline_s = time.monotonic() + WAIT_S
+        while (progress := self.folder.progress()).done_sets < share * total:
+            assert not progress.state.ended, f"before {share:.0%} of the sets: {progress}"
+            assert time.monotonic() < deadline_s, f"{share:.0%} of the sets: not within {WAIT_S} s"
+            time.sleep(0.02)
+
+    def workers(self) -> list[psutil.Process]:
+        """The desk's workers of sweeps, of which this is the only one."""
+        return self.desk.processes(WORKER)
+
+    def state(self) -> str:
+        """As the desk tells it, which settles what a dead job has left behind; empty while nobody answers."""
+        with contextlib.suppress(httpx.TransportError):
+            reply = self.desk.http.get(f"/v1/backtests/{self.run_id}")
+            return str(reply.json()["progress"]["state"]) if reply.status_code == 200 else ""
+        return ""
+
+    def resume(self) -> None:
+        """Ask the desk to go on with a run that has failed, as soon as it says so."""
+        eventually(lambda: self.state() == "FAILED", WAIT_S, "the desk knows that the run has failed")
+        reply = self.desk.http.post(f"/v1/backtests/{self.run_id}/resume")
+        assert reply.status_code == 202, reply.text
+
+    def end(self) -> Progress:
+        """Once it has ended."""
+        eventually(lambda: self.folder.progress().state.ended, WAIT_S, "the sweep has ended")
+        return self.folder.progress()
+
+
+@pytest.fixture
+def desks_store(desk: Desk) -> BarStore:
+    """The same bars in the desk's store."""
     store = BarStore(desk.settings.bars_path)
     store.write(wavy_bars(600_000, granularity=Granularity.ONE_MINUTE), source=SIMULATED)
-    folder = prepare_run(desk.settings.runs_path, store, make_spec(**SWEEP, seed=seed), f"starved-{seed}")
-    token = ray_token(desk.settings.state_dir)
-    address = desk.settings.ray.address or f"127.0.0.1:{desk.settings.ray.dashboard_port}"
-    jobs = RayJobs(address, SecretStr(token) if token else None)
-    with Load(desk, tmp_path, seed) as load:
+    return store
+
+
+def end_of_head(desk: Desk, seed: int) -> str:
+    """SIGKILL the raylet, the cluster's own store, or the process above both; what it was, once all are gone."""
+    (head,) = [item for item in local.recorded(desk.settings.state_dir) if item.name == "ray"]
+    process = head.process()
+    assert process is not None
+    victims = {"raylet": "raylet/raylet", "gcs": "gcs_server", "head": "ray.scripts.scripts"}
+    name = list(victims)[seed % len(victims)]
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(victims[name] in word for word in one.cmdline()):
+                one.kill()
+                break
+    else:
+        raise AssertionError(f"no {victims[name]} was there to be killed")
+    eventually(lambda: head.process() is None, WAIT_S, "Ray has ended")
+    return name
+
+
+@pytest.mark.faults
+@pytest.mark.seeds(3)
+@pytest.mark.fault(
+    "7", "under one sweep its workers, its driver and then Ray's head are SIGKILLed", "orders lost 0; the same table"
+)
+def test_a_sweep_outlives_its_workers_its_driver_and_the_head(
+    desk: Desk, desks_store: BarStore, tmp_path: Path, report: Report, seed: int
+) -> None:
+    quiet = complete_run(tmp_path / "quiet", desks_store, make_spec(**LONGER), "quiet").results_file.read_bytes()
+    with Load(desk, tmp_path, seed, rate_per_s=20) as load:
         load.await_steady()
-        jobs.submit(folder.run_id, folder.entrypoint(store.root), {"kind": "sweep"})
-        deadline_s = time.monotonic() + WAIT_S
-        while not jobs.status(folder.run_id).ended:
-            assert time.monotonic() < deadline_s, "the job did not end"
-            for process in _drivers(folder):
-                if folder.progress().phase in {"computing", "connecting", "ranking"}:
-                    starve(process)
-            time.sleep(0.05)
+        sweep = Sweep(desk, f"outlives-{seed}", LONGER)
+        sweep.await_share(0.1)
+        killed = [worker for worker in sweep.workers() if killed_now(worker)]
+        sweep.await_share(0.3)
+        assert [driver for driver in drivers(sweep.folder) if killed_now(driver)]
+        before = [parts(sweep.folder)]
+        sweep.resume()
+        sweep.await_share(0.5)
+        victim = end_of_head(desk, seed)
+        begin_s = time.monotonic()
+        # As a user would, at once: whoever still works for the dead one is ended by it.
+        local.up(desk.settings)
+        report(killed=victim, workers_killed=len(killed), desk_up_again_s=round(time.monotonic() - begin_s, 1))
+        assert drivers(sweep.folder) + sweep.workers() == []
+        before.append(parts(sweep.folder))
+        done = sum(int(name[15:23]) - int(name[6:14]) for name in before[-1])
+        load.await_service()
+        sweep.resume()
+        progress = sweep.end()
         load.finish()
-        figures = load.figures()
+        report(**load.figures())
         books = load.books()
-    progress = folder.progress() if folder.progress().state.ended else settle(folder, "FAILED")
-    report(**figures, **books.figures(), job_ended_as=str(jobs.status(folder.run_id)))
-    assert progress.state == RunState.FAILED, json.dumps(progress.model_dump(mode="json"))
-    assert not math.isnan(figures["p95_ms"])
+    computed = sweep.folder.summary()["computed_sets"] if progress.state is RunState.SUCCEEDED else None
+    report(**books.figures(), sets=progress.total_sets, done_before_the_end=done, computed_after_it=computed)
+    assert progress.state is RunState.SUCCEEDED, progress
+    assert killed, "no worker was there to be killed"
+    after = parts(sweep.folder)
+    assert all({name: after.get(name) for name in was} == was for was in before), "finished blocks were computed again"
+    assert computed == progress.total_sets - done
+    assert sweep.folder.results_file.read_bytes() == quiet
     books.assert_whole()
 
 
-def _drivers(folder: RunFolder) -> list[psutil.Process]:
-    """The processes that drive this run; no other has its folder among its words."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if str(folder.path) in words and "jobs.sweep" in words:
-            found.append(process)
-    return found
+@pytest.mark.faults
+@pytest.mark.parametrize("victims", ["driver", "workers"])
+@pytest.mark.fault(
+    "9", "a sweep on every core runs out of memory beside a desk in service", "lost 0; p95 of orders <= 2x; same table"
+)
+def test_the_risk_path_does_not_notice_a_sweep_without_memory(
+    desk: Desk, desks_store: BarStore, tmp_path: Path, quiet: bytes, report: Report, seed: int, victims: str
+) -> None:
+    with Load(desk, tmp_path, seed) as load:
+        load.await_steady()
+        begin_s = time.time()
+        sweep = Sweep(desk, f"starved-{victims}-{seed}", SWEEP)
+        deadline_s = time.monotonic() + WAIT_S
+        starved = 0
+        while not (jobs_of(desk).latest(sweep.run_id) or _NOT_YET).status.ended:
+            assert time.monotonic() < deadline_s, "the job did not end"
+            at_work = sweep.folder.progress().phase in {"computing", "connecting", "ranking"}
+            found = drivers(sweep.folder) if victims == "driver" else sweep.workers()
+            starved += sum(starve(process) for process in found if at_work)
+            time.sleep(0.05)
+        failed = sweep.state(), sweep.folder.progress()
+        sweep.resume()
+        progress = sweep.end()
+        end_s = time.time()
+        load.finish()
+        report(**load.figures(), **beside(load, begin_s, end_s), victims=victims, starved=starved)
+        books = load.books()
+    reason = failed[1].error.message if failed[1].error else ""
+    report(**books.figures(), failed_as=reason[:80], sweep_and_failure_s=round(end_s - begin_s, 1))
+    assert starved
+    assert failed[0] == RunState.FAILED
+    assert reason
+    assert progress.state is RunState.SUCCEEDED, progress
+    assert sweep.folder.results_file.read_bytes() == quiet
+    assert load.figures()["errors_after_retry_percent"] == 0
+    books.assert_whole()
+
+
+def beside(load: Load, begin_s: float, end_s: float) -> dict[str, float]:
+    """The latency of orders while the sweep was at work, against what it was before."""
+    answers = load.answers()
+    before = load_figures([a for a in answers if load.begin_s <= a.due_s < begin_s])["p95_ms"]
+    during = load_figures([a for a in answers if begin_s <= a.due_s < end_s])["p95_ms"]
+    return {"p95_before_ms": before, "p95_beside_ms": during, "p95_times": round(during / before, 2)}
+
+
+def killed_now(process: psutil.Process) -> bool:
+    """SIGKILL; False where it had ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+        return True
+    return False
+
+
+def jobs_of(desk: Desk) -> RayJobs:
+    """The desk's Jobs API."""
+    token = ray_token(desk.settings.state_dir)
+    address = desk.settings.ray.address or f"127.0.0.1:{desk.settings.ray.dashboard_port}"
+    return RayJobs(address, SecretStr(token) if token else None)
