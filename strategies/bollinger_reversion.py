@@ -92,9 +92,9 @@ def table_of(series: Series, first: int, last: int, windows: Windows, table: Flo
         size = windows.sizes[w]
         kept = windows.memory[windows.places[w] : windows.places[w] + 4 * size]
         moments(series.close, False, first, last, size, kept, table[w])
-        distance, deviation = table[w, 0], table[w, 1]
+        distance, deviation, close = address(table[w, 0]), address(table[w, 1]), address(series.close)
         for j in range(last - first):
-            distance[j] = series.close[first + j] - distance[j]
+            distance[j] = close[first + j] - distance[j]
             deviation[j] = math.sqrt(deviation[j] / size)
 
 

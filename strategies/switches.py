@@ -308,16 +308,22 @@ def _join(parts: Float64Array, whole: Float64Array, apart: int, count: int) -> N
 def _ordered(book: Book, target: float, price: float, fee: float, slippage: float) -> Book:
     """``carry_out``, operation by operation, but without branches: which way an order goes nobody can foresee.
 
-    Ruin and an order that is not made are left to ``carry_out`` itself.
+    Both ways are worked out side by side, so that nothing waits for the direction. Ruin and an order that is not made
+    are left to ``carry_out`` itself.
     """
     units = book.units
     value = units * price
     buying = target * (book.cash + value) > value
-    fill_price = price * (1.0 + slippage) if buying else price * (1.0 - slippage)
-    ends = target * units <= 0.0
-    closing = units if ends else 0.0
-    worth = book.cash + units * fill_price - fee * abs(closing) * fill_price
-    wanted_units = target * worth / (fill_price * (1.0 + fee))
+    closing = units if target * units <= 0.0 else 0.0
+    closing_fee = fee * abs(closing)
+    up, down = price * (1.0 + slippage), price * (1.0 - slippage)
+    worth_up = book.cash + units * up - closing_fee * up
+    worth_down = book.cash + units * down - closing_fee * down
+    wanted_up = target * worth_up / (up * (1.0 + fee))
+    wanted_down = target * worth_down / (down * (1.0 + fee))
+    fill_price = up if buying else down
+    worth = worth_up if buying else worth_down
+    wanted_units = wanted_up if buying else wanted_down
     quantity = wanted_units - units
     made = quantity > 0.0 if buying else quantity < 0.0
     if not (made & (worth > EQUAL_WITHIN * abs(book.cash))):

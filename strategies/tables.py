@@ -109,7 +109,8 @@ def _address(typing_context: Any, array: Any) -> Any:
 
 
 # Where the values of a contiguous array lie, for compiled callers only: it is read and written like one with a single
-# index, which nobody checks, and does not keep the array alive.
+# index, which nobody checks, and it does not keep the array alive. So it is for arrays that a caller holds: one made in
+# the same function is freed after its last mention.
 address: Callable[[Indexed], Indexed] = cast(Any, intrinsic)(_address)
 
 
@@ -275,11 +276,12 @@ def moments(
     full = min(max(begin + size - 1 - first, 0), last - first)
     mean[:full] = math.nan
     squares[:full] = math.nan
+    values = np.empty(2 * size)
     i = first + full
     while i < last:
         laps, place = divmod(i - begin + 1, size)
         if place == 0:
-            _laps(close, of_returns, begin + (laps - 1) * size, size, address(kept))
+            _laps(close, of_returns, begin + (laps - 1) * size, size, address(kept), values)
         count = min(size - place, last - i)
         _join(address(kept), size, place, count, mean[i - first :], squares[i - first :])
         i += count
@@ -297,22 +299,26 @@ def _join(kept: Float64Array, size: int, begin: int, count: int, mean: Float64Ar
 
 
 @compiled
-def _laps(close: Float64Array, of_returns: bool, start: int, size: int, kept: Float64Array) -> None:
-    """Moments of the lap from bar ``start`` on, backwards from its end, and of the next one, up to each place."""
+def _laps(
+    close: Float64Array, of_returns: bool, start: int, size: int, kept: Float64Array, values: Float64Array
+) -> None:
+    """Moments of the lap from bar ``start`` on, backwards from its end, and of the next one, up to each place.
+
+    ``values`` float64[2 * size] is room to work in.
+    """
+    ahead = min(size - 1, close.size - start - size)
+    value, price = address(values), address(close)
+    for j in range(size + ahead):
+        value[j] = price[start + j] / price[start + j - 1] - 1.0 if of_returns else price[start + j]
     end_mean = end_squares = lap_mean = lap_squares = 0.0
     kept[2 * size] = kept[3 * size] = 0.0
-    ahead = min(size - 1, close.size - start - size)
     for j in range(size):
-        k = start + size - 1 - j
-        value = close[k] / close[k - 1] - 1.0 if of_returns else close[k]
-        difference = value - end_mean
+        difference = value[size - 1 - j] - end_mean
         end_mean += difference / (j + 1)
-        end_squares += difference * (value - end_mean)
+        end_squares += difference * (value[size - 1 - j] - end_mean)
         kept[size - 1 - j], kept[2 * size - 1 - j] = end_mean, end_squares
         if j < ahead:
-            k = start + size + j
-            value = close[k] / close[k - 1] - 1.0 if of_returns else close[k]
-            difference = value - lap_mean
+            difference = value[size + j] - lap_mean
             lap_mean += difference / (j + 1)
-            lap_squares += difference * (value - lap_mean)
+            lap_squares += difference * (value[size + j] - lap_mean)
             kept[2 * size + j + 1], kept[3 * size + j + 1] = lap_mean, lap_squares

@@ -112,7 +112,7 @@ def targets(
 
 @compiled
 def table_of(series: Series, first: int, last: int, windows: Windows, table: Float64Array) -> None:
-    """Two lines a window: the measured volatility, NaN until there is one, and what it was made of."""
+    """Two lines a window: the measured volatility, NaN until there is one; least and greatest of each 64 bars of it."""
     for w in range(windows.sizes.size):
         size = windows.sizes[w]
         kept = windows.memory[windows.places[w] : windows.places[w] + 4 * size]
@@ -122,6 +122,24 @@ def table_of(series: Series, first: int, last: int, windows: Windows, table: Flo
             measured = math.sqrt(squares[j] / (size - 1.0))
             measured = measured if measured >= 0.0 else 0.0  # no number: the full size, as where nothing moves
             mean[j] = math.nan if math.isnan(mean[j]) else measured
+        for begin in range(0, last - first, WORD):
+            _range_of_word(mean[begin : min(begin + WORD, last - first)], squares[begin // WORD * 2 :])
+
+
+@compiled
+def _range_of_word(values: Float64Array, result: Float64Array) -> None:
+    """The least and the greatest value; what is no number counts as infinite."""
+    least, greatest = np.full(WORD, math.inf), np.full(WORD, -math.inf)
+    for i in range(values.size):
+        value = values[i] if values[i] < math.inf else math.inf
+        least[i] = greatest[i] = value
+    half = WORD // 2
+    while half > 0:
+        for i in range(half):
+            least[i] = least[i] if least[i] < least[i + half] else least[i + half]
+            greatest[i] = greatest[i] if greatest[i] > greatest[i + half] else greatest[i + half]
+        half //= 2
+    result[0], result[1] = least[0], greatest[0]
 
 
 @compiled
@@ -138,8 +156,7 @@ def scan(
     count = 0
     bars = last - first
     measured, found, close = address(table), addresses(changes), address(series.close)
-    rising, falling = np.empty(bars // WORD + 1, np.uint64), np.empty(bars // WORD + 1, np.uint64)
-    up, down = address(rising), address(falling)
+    up, down = np.empty(bars // WORD + 1, np.uint64), np.empty(bars // WORD + 1, np.uint64)
     lookback = 0
     for s in range(places.shape[0]):
         if int(rows[s, 0]) != lookback:  # rows of a grid have it in common with the one before
@@ -147,6 +164,7 @@ def scan(
             _directions(close, first, last, lookback, up, down)
         target_volatility, band, shorts = rows[s, 2], rows[s, 3], rows[s, 4] > 0.0
         line = 2 * places[s, 0] * table.shape[2]
+        ranges = line + table.shape[2]
         held = carried[s, 0]
         low, high = _quiet(held, target_volatility, band)
         changes.first[s] = count
@@ -157,7 +175,9 @@ def scan(
                 if held == 0.0:
                     doubtful = up[at] | (down[at] if shorts else NOTHING)
                 else:
-                    doubtful = ~(up[at] if held > 0.0 else down[at]) | _outside(measured, line + begin, low, high)
+                    doubtful = ~(up[at] if held > 0.0 else down[at])
+                    if not (measured[ranges + 2 * at] >= low and measured[ranges + 2 * at + 1] <= high):
+                        doubtful |= _outside(measured, line + begin, low, high)
                 doubtful &= left
                 if doubtful == NOTHING:
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import subprocess
@@ -295,6 +296,29 @@ def test_orders_at_the_changes_are_the_fills_of_the_general_loop(name: str, fill
     assert made == [(int(f["bar_index"]), float(f["side"]), float(f["price"]), float(f["quantity"])) for f in fills]
 
 
+MONEY = st.one_of(st.floats(-2e4, 2e4), st.floats(1e-300, 1e300), st.sampled_from([0.0, 1.0, 1e4, 5e-324]))
+
+
+@given(
+    cash=MONEY,
+    units=MONEY,
+    stake=MONEY,
+    target=st.one_of(st.floats(-1, 1), st.sampled_from([0.0, -0.0, 1.0, -1.0])),
+    price=st.one_of(st.floats(0.01, 1e5), st.floats(5e-324, 1.7e308)),
+    fee=st.sampled_from([0.0, 0.001, 0.1]),
+    slippage=st.sampled_from([0.0, 0.0005, 0.5]),
+)
+@settings(max_examples=2_000, deadline=None)
+def test_an_order_without_branches_is_the_kernels_order(
+    cash: float, units: float, stake: float, target: float, price: float, fee: float, slippage: float
+) -> None:
+    book = kernel.Book(cash, units, stake, 0.5, 3, 1, 2.0, 5.0, False)
+    expected, execution = kernel.carry_out(book, target, price, fee, slippage)
+    event(f"ruined {expected.ruined}, made {execution.quantity != 0}")
+    found = switches._ordered(book, target, price, fee, slippage)
+    np.testing.assert_array_equal(np.array(found, dtype=np.float64), np.array(expected, dtype=np.float64))
+
+
 @pytest.mark.parametrize("name", SWITCHING)
 def test_ordinary_sets_are_not_left_to_the_general_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     strategy = STRATEGIES[name]
@@ -334,6 +358,22 @@ def test_an_evaluation_does_not_depend_on_the_rows_beside_it_or_on_the_tiles(mon
     alone = np.concatenate([evaluate(strategy, row[np.newaxis], bars, Costs()).metrics for row in rows])
     np.testing.assert_array_equal(together[:, exact], alone[:, exact])
     np.testing.assert_allclose(together, alone, rtol=1e-9)
+
+
+def test_addresses_are_taken_only_of_what_a_caller_holds() -> None:
+    """An array made in the same function is freed after its last mention; the words of directions once were so."""
+    for path in sorted((ROOT / "strategies").glob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                given = {argument.arg for argument in function.args.args}
+                assert _addressed(function) <= given, f"{path.name}: {function.name}"
+
+
+def _addressed(function: ast.FunctionDef) -> set[str]:
+    """The names whose arrays, or parts, ``address`` is called with."""
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    taken = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "address"]
+    return {next(node.id for node in ast.walk(part) if isinstance(node, ast.Name)) for part in taken}
 
 
 def machine_code_made() -> list[str]:
