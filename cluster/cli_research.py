@@ -66,7 +66,7 @@ DetachOption = typer.Option(False, "--detach", help="Do not wait for the end.")
 # Options that say what a specification file says too.
 OF_A_SPECIFICATION: Final = (
     "product", "granularity", "decide_on", "grid", "start", "end", "fee_bps", "slippage_bps", "fill", "cash", "cost",
-    "sizing_of", "sort_by", "seed",
+    "sizing_of", "sort_by", "seed", "purge_bars",
 )  # fmt: skip
 
 
@@ -148,6 +148,9 @@ def sweep(
         "oos_sharpe", "--sort-by", help="The figure the leaderboard is sorted by; oos_: on bars that were held out."
     ),
     seed: int = typer.Option(0, "--seed", help="Kept with the results."),
+    purge_bars: int | None = typer.Option(
+        None, "--purge-bars", help="Bars left out between folds, the longest holding time; else a hundredth of all."
+    ),
     search: str | None = SearchOption,
     sets: int | None = SetsOption,
     objective: list[str] = ObjectiveOption,
@@ -209,6 +212,7 @@ def sweep(
             **sizing(sizing_of),
             "sort_by": sort_by,
             "seed": seed,
+            "purge_bars": purge_bars,
         }
     content |= searched
     where = {"token_file": token_file, "data_dir": data_dir, "python": python, "image": image}

@@ -126,8 +126,6 @@ def describe_run(
     run_id: str, store: BarStore, spec: SweepSpec, kind: Literal["sweep", "backtest"], created_ns: int
 ) -> RunRecord:
     """What a run of ``spec`` over the stored bars would be computed from; raises as ``prepare_run``."""
-    from strategies.segments import plan_segments
-
     sets = spec.parameter_sets()
     bars = read_market(store, spec)
     # Of a search it is what it may try; how many it has tried its driver says in the end.
@@ -148,7 +146,7 @@ def describe_run(
         set_count=set_count,
         dropped_count=spec.dropped(),
         look_ahead=spec.costs.look_ahead,
-        cuts=tuple(plan_segments(len(bars)).tolist()),
+        cuts=_cuts(len(bars), spec.purge_bars),
         **code_identity(),
     )
 
@@ -300,6 +298,16 @@ def code_identity() -> dict[str, Any]:
         "code_hash": digest.hexdigest(),
         "versions": versions,
     }
+
+
+def _cuts(bar_count: int, purge_bars: int | None) -> tuple[int, ...]:
+    """The segments of the bars; raises ``RunError`` where it is the wanted gap that leaves no room for folds."""
+    from strategies.segments import plan_segments
+
+    cuts = plan_segments(bar_count, purge_bars=purge_bars)
+    if purge_bars is not None and len(cuts) == 2 and len(plan_segments(bar_count)) > 2:
+        raise RunError("purge_bars", purge_bars, f"a gap that {bar_count} bars have folds beside")
+    return tuple(cuts.tolist())
 
 
 def _same_run(folder: RunFolder, spec: SweepSpec) -> RunFolder:

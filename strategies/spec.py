@@ -434,6 +434,8 @@ class SweepSpec(_Period):
     """A sweep: one or more grids over the same bars at the same costs, the best first by ``sort_by``.
 
     With ``search`` the grids are spaces, of which the search chooses the sets to run; without it all are run.
+    ``purge_bars`` lie between the folds of cross-validation and before the held-out bars: the longest holding time or
+    warm-up, where it is known (strategies/segments.py).
     """
 
     grids: tuple[StrategyGrid, ...]
@@ -442,6 +444,15 @@ class SweepSpec(_Period):
     seed: Seed = 0
     sort_by: Annotated[str, Field(strict=True)] = "oos_sharpe"
     max_sets: Annotated[int, Field(strict=True, ge=1, le=MAX_SETS)] = 1_000_000
+    purge_bars: (
+        Annotated[
+            int,
+            Field(
+                strict=True, ge=0, le=10_000_000, description="left out between folds; none: a hundredth of the bars"
+            ),
+        ]
+        | None
+    ) = None
     search: Search | None = None
 
     @model_validator(mode="after")

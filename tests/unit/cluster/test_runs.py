@@ -62,6 +62,20 @@ def test_a_prepared_run_says_what_it_will_be_computed_from(store: BarStore, runs
     assert (progress.state, progress.done_sets, progress.total_sets) == (RunState.PENDING, 0, record.set_count)
 
 
+@pytest.mark.parametrize(("purge_bars", "gap"), [(None, 6), (0, 1), (1, 1), (20, 20)])
+def test_the_gap_between_folds_is_the_one_asked_for(
+    store: BarStore, runs_dir: Path, purge_bars: int | None, gap: int
+) -> None:
+    cuts = prepare_run(runs_dir, store, make_spec(purge_bars=purge_bars), "a1").record().cuts
+    assert {cuts[i + 1] - cuts[i] for i in range(1, len(cuts) - 1, 2)} == {gap}
+
+
+def test_a_gap_that_leaves_no_room_for_folds_is_refused_and_nothing_laid_out(store: BarStore, runs_dir: Path) -> None:
+    with pytest.raises(RunError, match=r"purge_bars: expected a gap that 600 bars have folds beside, was 300"):
+        prepare_run(runs_dir, store, make_spec(purge_bars=300), "a1")
+    assert not runs_dir.exists()
+
+
 def test_a_real_source_is_named_and_same_close_is_marked(tmp_path: Path, runs_dir: Path) -> None:
     store = make_store(tmp_path / "real", source="coinbase")
     record = prepare_run(runs_dir, store, make_spec(costs={"fill": "same_close"}), "a1").record()
