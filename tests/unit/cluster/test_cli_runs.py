@@ -100,6 +100,11 @@ def test_too_little_data_is_said(tmp_path: Path, runs_dir: Path, capsys: pytest.
     assert "PBO n/a" in text
 
 
+def test_the_page_is_made_with_the_gap_that_was_asked_for(store: BarStore, runs_dir: Path) -> None:
+    folder = complete_run(runs_dir, store, make_spec(purge_bars=20))
+    assert json.loads(folder.honesty_file.read_text())["plan"]["gap_bars"] == 20
+
+
 def test_a_run_without_a_page_says_why(store: BarStore, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = prepare_run(runs_dir, store, make_spec(), "begun")
     assert "honesty: none yet: the run is PENDING" in shown(capsys, folder)
@@ -209,7 +214,9 @@ def test_other_bars_that_are_stored_are_not_overwritten_unless_asked(store: BarS
     assert found["updated"] == 25
 
 
-@pytest.mark.parametrize("words", ["--seed 3", "-p ETH-USD", "--cost spread_bps=2", "--sizing kind=units"])
+@pytest.mark.parametrize(
+    "words", ["--seed 3", "-p ETH-USD", "--cost spread_bps=2", "--sizing kind=units", "--purge-bars 3"]
+)
 def test_options_that_a_specification_file_would_pass_over_are_refused(
     store: BarStore, tmp_path: Path, words: str
 ) -> None:
@@ -224,13 +231,14 @@ def test_options_that_a_specification_file_would_pass_over_are_refused(
 def test_costs_and_sizing_reach_the_specification_that_is_sent(store: BarStore) -> None:
     """A manifest carries the specification, so that nothing has to run for it to be looked at."""
     words = "sweep -p BTC-USD -G sma_cross.fast=5 --fee-bps 10 --cost spread_bps=2"
-    words += " --cost fee_tiers=1000:5 --sizing kind=units"
+    words += " --cost fee_tiers=1000:5 --sizing kind=units --purge-bars 12"
     result = desk(f"{words} --to manifest --image desk:1 --run-id sent")
     assert result.exit_code == 0, result.output
     package = re.search(r"--package ([A-Za-z0-9+/=]+)", result.stdout.replace("\n", " "))
     assert package is not None
     spec = json.loads(unpacked(base64.b64decode(package[1]), "sent")["desk-run/spec.json"])
     assert (spec["costs"]["fee_bps"], spec["costs"]["spread_bps"], spec["sizing"]["kind"]) == (10, 2, "units")
+    assert spec["purge_bars"] == 12
     assert spec["costs"]["fee_tiers"] == [{"volume_30d_from": 1000, "fee_bps": 5}]
     refused = desk(f"{words} --cost impact=2 --to manifest --image desk:1 --json")
     assert (refused.exit_code, json.loads(refused.stdout)["error"]["field"]) == (2, "costs.impact")
