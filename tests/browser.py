@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -67,12 +67,30 @@ class Tab:
             raise AssertionError(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
-    def until(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true."""
+    def until(self, condition: str, again: Callable[[], None] | None = None) -> None:
+        """Wait until a JavaScript expression is true; ``again`` is done before each look at it."""
         deadline_s = time.monotonic() + WAIT_S
-        while not self.value(condition):
+        while True:
+            if again is not None:
+                again()
+            if self.value(condition):
+                return
             assert time.monotonic() < deadline_s, f"not within {WAIT_S} s: {condition}; {self.complaints}"
             time.sleep(0.02)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press the mouse in one place of the window, move it to another and let go."""
+        steps = (("mouseMoved", start), ("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end))
+        for kind, (x, y) in steps:
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def double_click(self, place: tuple[float, float]) -> None:
+        """Click twice in one place of the window."""
+        for count in (1, 2):
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call(
+                    "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=count
+                )
 
     def picture(self, path: Path, top: int = 0, height: int | None = None) -> None:
         """Write what is seen from ``top`` pixels on as PNG; without ``height`` as the window stands."""

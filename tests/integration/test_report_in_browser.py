@@ -108,6 +108,16 @@ def test_its_controls_do_what_they_say(tab: Tab, store: BarStore, tmp_path: Path
     assert 100 < coarse < 700
     tab.value("document.querySelector('[data-part=\"0\"]').click()")
     tab.until(f"{note}.includes('One candle is one bar')")
+    tab.value("document.querySelector('[data-part=\"1\"]').click()")
+    tab.until(f"!{note}.includes('One candle is one bar')")
+    # A stretch drawn with the mouse is shown in finer candles, and a double click shows everything again.
+    tab.value("document.getElementById('candle-plot').scrollIntoView({block: 'center', behavior: 'instant'})")
+    box = tab.value("document.querySelector('#candle-plot .nsewdrag').getBoundingClientRect().toJSON()")
+    middle = box["y"] + box["height"] / 2
+    tab.drag((box["x"] + 0.94 * box["width"], middle), (box["x"] + 0.98 * box["width"], middle))
+    tab.until(f"{note}.includes('One candle is one bar')")
+    # On a busy machine two clicks are not always quick enough to be a double one.
+    tab.until(f"!{note}.includes('One candle is one bar')", lambda: tab.double_click((box["x"] + 99, middle)))
     tab.value("document.querySelector('[data-scale=\"log\"]').click()")
     tab.until("document.getElementById('equity-plot').layout.yaxis.type === 'log'")
     before = tab.value("document.getElementById('equity-plot').data[1].y.at(-1)")
