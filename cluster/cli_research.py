@@ -126,7 +126,7 @@ def sweep(
         help="A specification as YAML or JSON, instead of the options; or your own strategy, a .py file (code; it runs "
         "with your rights and the job's).",
     ),
-    product: list[str] = typer.Option([], "--product", "-p", help=PRODUCTS_HELP),
+    product: list[str] = typer.Option([], "--product", "--products", "-p", help=PRODUCTS_HELP),
     granularity: str = GranularityOption,
     decide_on: str | None = DecideOnOption,
     grid: list[str] = typer.Option(

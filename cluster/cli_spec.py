@@ -12,8 +12,10 @@ import typer
 from cluster.cli_search import continuous_axis
 from cluster.console import CommandError
 
-PRODUCTS_HELP: Final = "For example BTC-USD; given several times, a strategy over several products that share one cash."
-ProductsOption = typer.Option(..., "--product", "-p", help=PRODUCTS_HELP)
+PRODUCTS_HELP: Final = (
+    "For example BTC-USD; several, given again or with commas, are for a strategy over products that share one cash."
+)
+ProductsOption = typer.Option(..., "--product", "--products", "-p", help=PRODUCTS_HELP)
 DecideOnOption = typer.Option(
     None, "--decide-on", help="Longer bars that the strategy decides on; fills stay on these."
 )
@@ -49,9 +51,10 @@ def period(
     products: Sequence[str], granularity: str, decide_on: str | None, start: str | None, end: str | None
 ) -> dict[str, Any]:
     """Which bars."""
-    several = {"product_ids": list(products)} if len(products) > 1 else {}
+    names = [name for text in products for name in text.split(",")]
+    several = {"product_ids": names} if len(names) > 1 else {}
     content = {"granularity": granularity, "decide_on": decide_on, "start": start, "end": end}
-    return {"product_id": products[0], **several, **content}
+    return {"product_id": names[0], **several, **content}
 
 
 def costs(fee_bps: float, slippage_bps: float, fill: str, cash: float, further: Sequence[str]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from cluster.console import FAILED, CommandError, JsonOption, command, console, 
 from conf.settings import load_settings
 
 if TYPE_CHECKING:
-    from strategies.base import ParameterInfo, Strategy
+    from strategies.base import AnyStrategy, ParameterInfo
     from strategies.model import Bars
+    from strategies.panel import Panel
     from strategies.user_check import Report
 
 strategy = typer.Typer(
@@ -96,11 +97,94 @@ def on_bar(vector, state, bar):
 '''
 
 
+# The same for a strategy over several products.
+_SECTION_TEMPLATE: Final = '''"""{title}: hold the products that rose most over a window, look again every so many bars.
+
+One file is one strategy: `Params`, `start` and `on_bars`. Try it with `desk strategy check {name}.py`, run it with
+`desk sweep {name}.py --product BTC-USD,ETH-USD,SOL-USD --grid lookback=24:240:24 --grid top=1,2`.
+Imports: strategies.*, numpy, numba, math, typing, pydantic. Functions are compiled by the desk and need no decorator.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from strategies import base
+
+# How many products it is for, and the parameters that count products: none may exceed the number there are.
+PRODUCTS_MIN = 2
+PRODUCTS_MAX = 1_000
+COUNTS = ("top",)
+
+
+class Params(base.Params):
+    """Each parameter is a number with a default and a range; grids and searches are checked against the range.
+
+    Rules between parameters: BELOW: ClassVar[tuple[tuple[str, str], ...]] = (("fast", "slow"),)
+    """
+
+    lookback: int = Field(48, ge=1, le=5_000, description="bars back to the close that the rise is measured from")
+    every: int = Field(24, ge=1, le=5_000, description="bars from one look to the next")
+    top: int = Field(1, ge=1, le=1_000, description="how many products are held")
+
+
+class State(NamedTuple):
+    """All that is remembered from bar to bar: numbers, arrays made by `start`, and the states of indicators.
+
+    `closes` is a ring of the last closes, one row a bar, one column a product. Every field keeps its kind.
+    """
+
+    closes: np.ndarray
+    weights: np.ndarray
+    position: int
+    seen: int
+
+
+def start(vector, products):
+    """The state before the first bar. `vector` holds the parameters as floats, in the order of Params."""
+    return State(np.full((int(vector[0]) + 1, products), np.nan), np.full(products, np.nan), 0, 0)
+
+
+def on_bars(vector, state, step):
+    """(state, weights) after a time's bars: step has open, high, low, close and volume, one number a product.
+
+    They are nan where a product has no bar then. A weight is an order for the next bar: the wanted fraction of equity
+    in that product, -1 (short) to 1. nan is no order: what is held stays. All products share one cash.
+    Stops and sizes are rules that any strategy takes: --grid stop_loss=0.02,0.05
+    """
+    closes, weights = state.closes, state.weights
+    rows, products = closes.shape
+    for q in range(products):
+        closes[state.position, q] = step.close[q]
+        weights[q] = math.nan
+    seen = state.seen + 1
+    if seen >= rows and (seen - rows) % int(vector[1]) == 0:
+        oldest = (state.position + 1) % rows
+        rises = step.close / closes[oldest] - 1.0
+        for q in range(products):
+            weights[q] = 0.0
+        for _ in range(int(vector[2])):
+            best = -1
+            for q in range(products):
+                if not math.isnan(rises[q]) and (best < 0 or rises[q] > rises[best]):
+                    best = q
+            if best >= 0:
+                weights[best] = 1.0 / vector[2]
+                rises[best] = math.nan
+    return State(closes, weights, (state.position + 1) % rows, seen), weights
+'''
+
+
 @strategy.command("new")
 @command
 def new(
     name: str = typer.Argument(..., help="The strategy's name: a-z, 0-9 and _, a letter first."),
     folder: Path = typer.Option(Path(), "--dir", help="The folder it is written into, which must exist."),
+    cross_section: bool = typer.Option(False, "--cross-section", help="One over several products with one cash."),
     as_json: bool = JsonOption,
 ) -> None:
     """Write a commented strategy to begin with. Never overwrites anything."""
@@ -108,7 +192,9 @@ def new(
 
     plain = checked_name(name.removesuffix(SUFFIX), name)
     path = folder / f"{plain}{SUFFIX}"
-    text = _TEMPLATE.format(title=plain.replace("_", " ").capitalize(), name=plain)
+    text = (_SECTION_TEMPLATE if cross_section else _TEMPLATE).format(
+        title=plain.replace("_", " ").capitalize(), name=plain
+    )
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -126,8 +212,12 @@ def new(
 @command
 def check(
     file: Path = typer.Argument(..., help="The strategy file (.py)."),
-    product: str | None = typer.Option(
-        None, "--product", "-p", help="Try it on these stored bars; else on made-up ones."
+    product: list[str] = typer.Option(
+        [],
+        "--product",
+        "--products",
+        "-p",
+        help="Try it on these stored bars; else on made-up ones. Several times, or with commas, for several products.",
     ),
     granularity: str = typer.Option("ONE_HOUR", "--granularity", "-g", help="ONE_MINUTE … ONE_DAY, with --product."),
     cpu_max_s: float = typer.Option(60.0, "--cpu-max", min=1.0, max=3_600.0, help="Seconds of CPU it may take in all."),
@@ -140,7 +230,7 @@ def check(
     read."""
     from strategies.user_check import check_apart
 
-    bars = None if product is None else _stored_bars(product, granularity)
+    bars = _stored_bars(product, granularity) if product else None
     report = check_apart(file, bars, cpu_max_s=cpu_max_s)
     if as_json:
         print_json({**dataclasses.asdict(report), "ok": report.ok})
@@ -153,30 +243,31 @@ def check(
 @strategy.command("ls")
 @command
 def ls(as_json: bool = JsonOption) -> None:
-    """The shipped strategies with their parameters, and the rules every strategy takes."""
+    """The shipped strategies of both kinds with their parameters, and the rules every strategy takes."""
     from strategies.base import RULES, own_parameters
     from strategies.registry import CROSS_SECTIONS, STRATEGIES
 
+    shipped: tuple[AnyStrategy, ...] = (*STRATEGIES.values(), *CROSS_SECTIONS.values())
     if as_json:
         described = [
             {
                 "name": one.name,
+                "kind": one.kind,
                 "title": one.title,
                 "parameters": [dataclasses.asdict(info) for info in own_parameters(one)],
                 "below": [list(pair) for pair in one.params.BELOW],
             }
-            for one in (*STRATEGIES.values(), *CROSS_SECTIONS.values())
+            for one in shipped
         ]
         print_json({"strategies": described, "rules": [dataclasses.asdict(info) for info in RULES]})
         return
-    shipped = (*STRATEGIES.values(), *CROSS_SECTIONS.values())
-    rows = [row for one in shipped for row in _rows(one.name, own_parameters(one))]
-    rows += _rows("(every one)", RULES)
-    columns = ["strategy", "parameter", "default>", "lowest>", "highest>", "meaning"]
+    rows = [row for one in shipped for row in _rows(one.name, one.kind, own_parameters(one))]
+    rows += _rows("(every one)", "", RULES)
+    columns = ["strategy", "kind", "parameter", "default>", "lowest>", "highest>", "meaning"]
     print_table("strategies", columns, rows, "(every one): rules any strategy takes, your own as well; 0 is off")
 
 
-def users_strategy(path: Path) -> Strategy:
+def users_strategy(path: Path) -> AnyStrategy:
     """A user's strategy, tried in a process of its own first, then loaded; raises ``StrategyFileError``.
 
     Warnings go to stderr. What is loaded is what was tried: a file that changes in between is refused.
@@ -211,15 +302,22 @@ def is_file_name(text: object) -> bool:
     return isinstance(text, str) and text.endswith(".py")
 
 
-def _stored_bars(product: str, granularity: str) -> Bars:
+def _stored_bars(products: list[str], granularity: str) -> Bars | Panel:
+    """The last stored bars of a product, or the panel of several."""
     from cluster.market_data import BarStore
     from strategies.model import Granularity
+    from strategies.panel import panel_of
     from strategies.user_check import BARS_MAX
 
     if granularity not in set(Granularity):
         raise CommandError(f"granularity: {granularity!r} is none of {', '.join(Granularity)}", field="granularity")
-    bars = BarStore(load_settings().bars_path).read(product, Granularity(granularity))
-    return bars.between(max(0, len(bars) - BARS_MAX), len(bars))
+    store = BarStore(load_settings().bars_path)
+    names = [name for text in products for name in text.split(",")]
+    series = [store.read(name, Granularity(granularity)) for name in names]
+    if len(series) == 1:
+        return series[0].between(max(0, len(series[0]) - BARS_MAX), len(series[0]))
+    panel = panel_of(series)
+    return panel.between(max(0, len(panel) - BARS_MAX), len(panel))
 
 
 def _print_report(report: Report) -> None:
@@ -230,16 +328,25 @@ def _print_report(report: Report) -> None:
         return
     speed = f"{report.evaluations_per_s / 1e6:,.0f} million bars a second" if report.evaluations_per_s else "unmeasured"
     warm_up = "all" if report.warm_up_bars is None else report.warm_up_bars
+    tried = f"{report.bars} bars" + (f" of {report.products} products" if report.kind == "cross section" else "")
     lines = [
         f"{report.file}: fit to run as {report.strategy}",
-        f"  {report.parameter_sets} parameter sets x {report.bars} bars: compiled like plain, to the last bit; {speed}",
+        f"  {report.parameter_sets} parameter sets x {tried}: compiled like plain, to the last bit; {speed}",
         f"  {report.cuts_tried} changed futures: no look ahead; warm-up {warm_up} bars with the defaults",
     ]
     console.print("\n".join(lines), highlight=False, markup=False)
 
 
-def _rows(name: str, table: tuple[ParameterInfo, ...] | list[ParameterInfo]) -> list[list[Any]]:
+def _rows(name: str, kind: str, table: tuple[ParameterInfo, ...] | list[ParameterInfo]) -> list[list[Any]]:
     return [
-        [name if not i else "", one.name, f"{one.default:g}", f"{one.low:g}", f"{one.high:g}", one.description]
+        [
+            name if not i else "",
+            kind if not i else "",
+            one.name,
+            f"{one.default:g}",
+            f"{one.low:g}",
+            f"{one.high:g}",
+            one.description,
+        ]
         for i, one in enumerate(table)
     ]

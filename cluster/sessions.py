@@ -32,8 +32,9 @@ from cluster.runs import code_identity
 from conf.settings import Settings
 from strategies.base import RULES, SpecError, Strategy, own_parameters
 from strategies.model import Granularity
-from strategies.registry import get
+from strategies.registry import CROSS_SECTIONS, STRATEGIES, get
 from strategies.spec import BacktestSpec, Costs, Number, ProductId, parse_backtest, spec_error
+from strategies.user_file import SUFFIX, users_own
 
 if TYPE_CHECKING:
     from cluster.ray_jobs import Job
@@ -83,6 +84,12 @@ class SessionSpec(_Record):
 
     @model_validator(mode="after")
     def _is_a_backtest(self) -> Self:
+        if users_own([self.strategy]) or self.strategy.endswith(SUFFIX):
+            rule = f"one of {', '.join(STRATEGIES)}: a file of your own is for backtests and sweeps"
+            raise SpecError("strategy", self.strategy, rule)
+        if self.strategy in CROSS_SECTIONS:
+            rule = f"one for one product: {', '.join(STRATEGIES)}; a live session trades one product"
+            raise SpecError("strategy", self.strategy, rule)
         self.backtest()
         # Stops are carried out within a bar, and a session decides at its end: it would trade other than the backtest.
         for info in RULES:

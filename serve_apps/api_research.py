@@ -13,10 +13,10 @@ from conf.settings import SIMULATED
 from serve_apps.api_access import GuardedRoute, Reader, TheDesk
 from serve_apps.api_problems import problems
 from serve_apps.api_shapes import Nanoseconds, Shape
-from strategies.base import Strategy, parameter_table
+from strategies.base import AnyStrategy, parameter_table
 from strategies.metrics import METRICS
 from strategies.model import Granularity
-from strategies.registry import STRATEGIES
+from strategies.registry import CROSS_SECTIONS, STRATEGIES
 
 router = APIRouter(prefix="/v1", tags=["backtests"], route_class=GuardedRoute)
 
@@ -43,6 +43,9 @@ class StrategyView(Shape):
     """A strategy."""
 
     name: str = Field(examples=["sma_cross"])
+    kind: Literal["single product", "cross section"] = Field(
+        description="cross section: over several products (product_ids) that share one cash"
+    )
     title: str
     parameters: list[ParameterView]
     rules: list[RuleView]
@@ -77,8 +80,9 @@ class Data(Shape):
 
 @router.get("/strategies", responses=problems())
 async def list_strategies(_: Reader) -> Strategies:
-    """Every strategy with its parameters and the rules between them."""
-    return Strategies(strategies=[_strategy(item) for item in STRATEGIES.values()], metrics=list(METRICS))
+    """Every strategy of both kinds with its parameters and the rules between them."""
+    known: tuple[AnyStrategy, ...] = (*STRATEGIES.values(), *CROSS_SECTIONS.values())
+    return Strategies(strategies=[_strategy(item) for item in known], metrics=list(METRICS))
 
 
 @router.get("/data", responses=problems())
@@ -87,9 +91,10 @@ async def list_data(desk: TheDesk, _: Reader) -> Data:
     return Data(series=[_series(info) for info in await asyncio.to_thread(desk.store.ls)])
 
 
-def _strategy(strategy: Strategy) -> StrategyView:
+def _strategy(strategy: AnyStrategy) -> StrategyView:
     return StrategyView(
         name=strategy.name,
+        kind=strategy.kind,
         title=strategy.title,
         parameters=[
             ParameterView(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -62,6 +62,11 @@ class AnyStrategy:
     name: str
     title: str
     params: type[Params]
+
+    @property
+    def kind(self) -> Literal["single product", "cross section"]:
+        """What it is for, as lists of strategies say it."""
+        return "single product" if isinstance(self, Strategy) else "cross section"
 
     def __post_init__(self) -> None:
         """Fail at import where a parameter is called like a rule: a grid could not tell the two apart."""

@@ -42,15 +42,16 @@ def get(name: str) -> Strategy:
     there: a name from outside loads nothing.
     """
     strategy = STRATEGIES.get(name) or loaded(name) if isinstance(name, str) else None
-    if strategy is None:
+    if not isinstance(strategy, Strategy):
         raise UnknownStrategy(name)
     return strategy
 
 
 def find(name: str) -> AnyStrategy:
     """The strategy called ``name``, for one product or over several; raises ``UnknownStrategy``."""
-    if isinstance(name, str) and name in CROSS_SECTIONS:
-        return CROSS_SECTIONS[name]
+    section = CROSS_SECTIONS.get(name) or loaded(name) if isinstance(name, str) else None
+    if isinstance(section, CrossSection):
+        return section
     try:
         return get(name)
     except UnknownStrategy:

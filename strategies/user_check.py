@@ -10,8 +10,6 @@ import argparse
 import dataclasses
 import faulthandler
 import json
-import math
-import numbers
 import os
 import re
 import resource
@@ -19,20 +17,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
-from strategies.base import BarStep, Strategy, parameters_of
-from strategies.causality import made_up_bars, target_leaks
-from strategies.compiled import plain, read_only
-from strategies.model import Bars, Float64Array, Granularity
-from strategies.user_errors import SourceText, StrategyFileError, told
+from strategies.base import AnyStrategy, parameters_of
+from strategies.model import Bars, Granularity
+from strategies.panel import Panel
+from strategies.user_errors import SourceText, StrategyFileError
 from strategies.user_file import check_text, load, read, source_text
+from strategies.user_trial import Finding, trial_of, vectors_of, warm_up_of
 
 # Of CPU: what else the machine does must not make a strategy unfit. The wall's clock is for what waits and works not.
 CPU_MAX_S: Final = 60.0
@@ -43,20 +40,6 @@ MEMORY_MAX: Final = 4 * 1024**3
 QUICK_SETS: Final = 3
 SETS: Final = 12
 SETS_WITH_CAUSALITY: Final = 4
-# Windows are drawn up to here, so that most fill within the bars.
-DRAWN_MAX: Final = 130
-# Compiled and plain may differ by so much where a library's logarithm or power rounds another way.
-ROUNDING: Final = 1e-9
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong, or worth knowing, at a line (0: the file as a whole)."""
-
-    severity: Literal["error", "warning"]
-    line: int
-    text: str
-    rule: str
 
 
 @dataclass(frozen=True)
@@ -66,9 +49,11 @@ class Report:
     file: str
     strategy: str = ""
     sha256: str = ""
+    kind: str = ""
     title: str = ""
     parameters: list[dict[str, Any]] = field(default_factory=list)
     bars: int = 0
+    products: int = 1
     parameter_sets: int = 0
     warm_up_bars: int | None = None
     cuts_tried: int = 0
@@ -86,7 +71,9 @@ class Report:
         return StrategyFileError(self.file, first.line, first.text, first.rule)
 
 
-def check_apart(path: Path, bars: Bars | None = None, *, quick: bool = False, cpu_max_s: float = CPU_MAX_S) -> Report:
+def check_apart(
+    path: Path, bars: Bars | Panel | None = None, *, quick: bool = False, cpu_max_s: float = CPU_MAX_S
+) -> Report:
     """``check`` of the file at ``path`` in a process of its own, ended after ``cpu_max_s`` of work."""
     with tempfile.TemporaryDirectory(prefix="desk-strategy-") as folder:
         words = [sys.executable, "-m", "strategies.user_check", str(path.absolute()), "--report", f"{folder}/report"]
@@ -110,7 +97,7 @@ def check_apart(path: Path, bars: Bars | None = None, *, quick: bool = False, cp
             return Report(path.name, findings=[_unfinished(path, ended, said, cpu_max_s)])
 
 
-def check(path: Path, bars: Bars | None = None, *, quick: bool = False) -> Report:
+def check(path: Path, bars: Bars | Panel | None = None, *, quick: bool = False) -> Report:
     """Everything that can be found wrong with the file at ``path``, tried on ``bars`` (else made up ones)."""
     try:
         file = read(path)
@@ -123,222 +110,40 @@ def check(path: Path, bars: Bars | None = None, *, quick: bool = False) -> Repor
         return dataclasses.replace(report, findings=[_finding(problem) for problem in problems])
     try:
         strategy = load(file)
-        return _tried(report, source, strategy, made_up_bars(BARS) if bars is None else bars, quick)
+        return _tried(report, source, strategy, bars, quick)
     except StrategyFileError as error:
         return dataclasses.replace(report, findings=[_finding(error)])
 
 
-def _tried(report: Report, source: SourceText, strategy: Strategy, bars: Bars, quick: bool) -> Report:
+def _tried(report: Report, source: SourceText, strategy: AnyStrategy, bars: Bars | Panel | None, quick: bool) -> Report:
     """Run it: plain first, because the interpreter names every line; then compiled, then against changed futures."""
-    vectors = _vectors(strategy, QUICK_SETS if quick else SETS)
-    first = _Trial(source, strategy, bars)
+    first = trial_of(source, strategy, bars, BARS)
+    vectors = vectors_of(strategy, QUICK_SETS if quick else SETS, first.products)
     plainly = [first.plain_targets(vector) for vector in vectors]
     first.start_at_the_highest()
     first.compile(vectors[0])
     compiled, spent_s = first.compiled_targets(vectors)
     findings = first.compare(vectors, plainly, compiled)
     leaks = [leak for vector in vectors[: 1 if quick else SETS_WITH_CAUSALITY] for leak in first.leaks(vector)]
-    findings += [Finding("error", first.step_line, "def on_bar(…)", f"looks ahead: {leak}") for leak in leaks[:1]]
+    findings += [
+        Finding("error", first.step_line, f"def {first.step}(…)", f"looks ahead: {leak}") for leak in leaks[:1]
+    ]
     findings += first.oddities(vectors, compiled)
     table = [dataclasses.asdict(info) for info in parameters_of(strategy.params)]
+    length = len(plainly[0])
     return dataclasses.replace(
         report,
+        kind=strategy.kind,
         title=strategy.title,
         parameters=table,
-        bars=len(bars),
+        bars=length,
+        products=first.products,
         parameter_sets=len(vectors),
-        warm_up_bars=int(np.argmin(np.isnan(plainly[0]))) if not np.isnan(plainly[0]).all() else None,
+        warm_up_bars=warm_up_of(plainly[0]) if not np.isnan(plainly[0]).all() else None,
         cuts_tried=first.cuts_tried,
-        evaluations_per_s=round(len(vectors) * len(bars) / spent_s) if spent_s > 0 else None,
+        evaluations_per_s=round(len(vectors) * length / spent_s) if spent_s > 0 else None,
         findings=findings,
     )
-
-
-class _Trial:
-    """One strategy on one series, in the steps of a check; each raises ``StrategyFileError`` where it cannot go on."""
-
-    def __init__(self, source: SourceText, strategy: Strategy, bars: Bars) -> None:
-        self._source, self._strategy, self._bars = source, strategy, bars
-        self._columns = [read_only(column) for column in (bars.open, bars.high, bars.low, bars.close, bars.volume)]
-        self.step_line = source.line_of(r"def on_bar\b")
-        self._start_line = source.line_of(r"def start\b")
-        self.cuts_tried = 0
-
-    def plain_targets(self, vector: Float64Array) -> Float64Array:
-        """Bar by bar through the interpreter, every result looked at."""
-        given = self._given(vector)
-        start, step = plain(self._strategy.start), plain(self._strategy.on_bar)
-        try:
-            state = start(read_only(vector))
-        except Exception as error:  # noqa: BLE001 -- a user's code may raise anything
-            raise told(self._source, error, f"start with {given}", self._start_line) from None
-        target = np.empty(len(self._bars))
-        vector = read_only(vector)
-        for i, row in enumerate(zip(*(column.tolist() for column in self._columns), strict=True)):
-            where = f"on_bar at bar {i} with {given}"
-            try:
-                result = step(vector, state, BarStep(*row))
-            except Exception as error:  # noqa: BLE001 -- a user's code may raise anything
-                raise told(self._source, error, where, self.step_line) from None
-            state, target[i] = self._taken_apart(result, where)
-        return target
-
-    def start_at_the_highest(self) -> None:
-        """A grid may ask for every parameter's highest value; its state must fit into memory."""
-        highest = np.array([info.high for info in parameters_of(self._strategy.params)])
-        try:
-            plain(self._strategy.start)(highest)
-        except Exception as error:  # noqa: BLE001 -- a user's code may raise anything
-            where = f"start with every parameter at its highest ({self._given(highest)})"
-            raise told(self._source, error, where, self._start_line) from None
-
-    def compile(self, vector: Float64Array) -> None:
-        """Compile each function by itself, so that an error is its own, and compare the kinds of the states."""
-        functions: dict[str, Any] = {"start": self._strategy.start, "on_bar": self._strategy.on_bar}
-        first = BarStep(*(float(column[0]) for column in self._columns))
-        state: Any = None
-        for name, line in (("start", self._start_line), ("on_bar", self.step_line)):
-            try:
-                arguments = (read_only(vector),) if name == "start" else (read_only(vector), state, first)
-                result = functions[name](*arguments)
-                state = result if name == "start" else result[0]
-            except Exception as error:  # noqa: BLE001 -- the compiler raises many kinds
-                raise told(self._source, error, name, line) from None
-        begun, moved = (functions[name].nopython_signatures[-1].return_type for name in ("start", "on_bar"))
-        parts = getattr(moved, "types", None)
-        if parts is None or len(parts) != 2:
-            raise self._source.error(
-                self.step_line, f"on_bar returns (state, target) on every path; here it is {moved}"
-            )
-        if parts[0] != begun:
-            rule = f"on_bar returns another kind of state than start: {_kinds_apart(begun, parts[0])}"
-            raise self._source.error(self.step_line, rule)
-
-    def compiled_targets(self, vectors: Sequence[Float64Array]) -> tuple[list[Float64Array], float]:
-        """The loop over all ``vectors``, and the seconds of CPU it took once compiled."""
-        loop = self._strategy.targets
-        loop(read_only(vectors[0]), *(column[:2] for column in self._columns))
-        began_s = time.process_time()
-        found = [loop(read_only(vector), *self._columns) for vector in vectors]
-        return found, time.process_time() - began_s
-
-    def compare(
-        self, vectors: Sequence[Float64Array], plainly: Sequence[Float64Array], compiled: Sequence[Float64Array]
-    ) -> list[Finding]:
-        """Plain against compiled, and each against itself run again."""
-        for vector, one, two in zip(vectors, plainly, compiled, strict=True):
-            for kind, before, again in (
-                ("compiled code", two, self._strategy.targets(read_only(vector), *self._columns)),
-                ("the interpreter", one, self.plain_targets(vector)),
-            ):
-                bar = _first_difference(before, again)
-                if bar is not None:
-                    rule = (
-                        f"run twice by {kind} it gives different targets (bar {bar}: {before[bar]:g}, then "
-                        f"{again[bar]:g}, with {self._given(vector)}): something in it is chance, a clock, or kept "
-                        "outside the state"
-                    )
-                    return [self._at_step("error", rule)]
-            bar = _first_difference(one, two)
-            if bar is not None:
-                apart = abs(one[bar] - two[bar])
-                rule = (
-                    f"compiled it gives another target than in plain Python at bar {bar} ({two[bar]!r} and "
-                    f"{one[bar]!r}, with {self._given(vector)}); only + - * / and math.sqrt are the same everywhere"
-                )
-                return [self._at_step("warning" if apart <= ROUNDING else "error", rule)]
-        return []
-
-    def leaks(self, vector: Float64Array) -> list[Any]:
-        """The causality check with these parameters."""
-        from strategies.causality import CHANGES, cuts_of
-
-        cuts = cuts_of(len(self._bars))
-        self.cuts_tried += len(cuts) * len(CHANGES)
-        return target_leaks(self._strategy.targets, vector, self._bars, cuts)
-
-    def oddities(self, vectors: Sequence[Float64Array], compiled: Sequence[Float64Array]) -> list[Finding]:
-        """What is allowed but hardly meant."""
-        default = compiled[0]
-        if np.isnan(default).all():
-            rule = f"with its defaults it never leaves the warm-up in {len(default)} bars: no target but nan"
-            return [self._at_step("warning", rule)]
-        held = np.nan_to_num(default)
-        if not np.any(held != held[-1]) and all(len(np.unique(np.nan_to_num(one))) == 1 for one in compiled):
-            return [self._at_step("warning", f"its targets never change in {len(default)} bars")]
-        other = made_up_bars(len(self._bars), seed=99)
-        columns = (other.open, other.high, other.low, other.close, other.volume)
-        elsewhere = self._strategy.targets(read_only(vectors[0]), *(read_only(column) for column in columns))
-        settled = held[np.argmin(np.isnan(default)) :]
-        if _first_difference(default, elsewhere) is None and np.any(settled != settled[0]):
-            return [
-                self._at_step("error", "its targets move but do not depend on the bars: what does it know them from?")
-            ]
-        return []
-
-    def _taken_apart(self, result: object, where: str) -> tuple[Any, float]:
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise self._source.error(self.step_line, f"{where}: expected (state, target), was {_short(result)}")
-        state, target = result
-        if not isinstance(target, numbers.Real):
-            raise self._source.error(self.step_line, f"{where}: the target is {_short(target)}, not a number")
-        value = float(target)
-        if not (math.isnan(value) or -1.0 <= value <= 1.0):
-            rule = f"{where}: the target is {value:g}; a target lies in -1 … 1, or is nan while warming up"
-            raise self._source.error(self.step_line, rule)
-        return state, value
-
-    def _at_step(self, severity: Literal["error", "warning"], rule: str) -> Finding:
-        error = self._source.error(self.step_line, rule)
-        return Finding(severity, error.line, error.text, error.rule)
-
-    def _given(self, vector: Float64Array) -> str:
-        names = self._strategy.params.names()
-        given = ", ".join(f"{name}={value:g}" for name, value in zip(names, vector.tolist(), strict=True))
-        return given or "no parameters"
-
-
-def _vectors(strategy: Strategy, count: int) -> list[Float64Array]:
-    """The defaults, the lowest values where the rules between them allow it, and random ones with short windows."""
-    table = parameters_of(strategy.params)
-    vectors = [strategy.params().vector()]
-    lowest = np.array([info.low for info in table])
-    if table and strategy.params.keeps_order(lowest[np.newaxis])[0]:
-        vectors.append(lowest)
-    random = np.random.default_rng(11)
-    for _ in range(50 * count):
-        if len(vectors) >= count or not table:
-            break
-        drawn = [
-            float(random.integers(int(info.low), int(max(info.low, min(info.high, DRAWN_MAX))) + 1))
-            if info.kind == "int"
-            else random.uniform(info.low, info.high)
-            for info in table
-        ]
-        vector = np.array(drawn)
-        if strategy.params.keeps_order(vector[np.newaxis])[0]:
-            vectors.append(vector)
-    return vectors
-
-
-def _first_difference(one: Float64Array, two: Float64Array) -> int | None:
-    """The first bar on which they differ by a bit (which not-a-number it is does not count)."""
-    unequal = (one.view(np.int64) != two.view(np.int64)) & ~(np.isnan(one) & np.isnan(two))
-    return int(np.argmax(unequal)) if unequal.any() else None
-
-
-def _kinds_apart(begun: Any, moved: Any) -> str:
-    names = getattr(begun, "fields", None)
-    if names is not None and getattr(moved, "instance_class", None) is getattr(begun, "instance_class", None):
-        pairs = zip(names, begun.types, moved.types, strict=True)
-        apart = [f"{name} is {two}, was {one}" for name, one, two in pairs if one != two]
-        return ", ".join(apart) + " (0 and 0.0 are of different kinds)"
-    return f"{moved}, was {begun}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _finding(error: StrategyFileError) -> Finding:
@@ -402,15 +207,20 @@ def _unfinished(path: Path, ended: int, said: str, cpu_max_s: float) -> Finding:
     return Finding("error", line, text, rule)
 
 
-def _write_bars(path: Path, bars: Bars) -> None:
-    columns = {name: getattr(bars, name) for name in ("ts_ns", "open", "high", "low", "close", "volume")}
-    np.savez(path, product_id=bars.product_id, granularity=str(bars.granularity), allow_pickle=False, **columns)
+def _write_bars(path: Path, bars: Bars | Panel) -> None:
+    names: tuple[str, ...] = ("ts_ns", "open", "high", "low", "close", "volume")
+    ids = bars.product_ids if isinstance(bars, Panel) else (bars.product_id,)
+    columns = {name: getattr(bars, name) for name in names}
+    np.savez(path, product_ids=np.array(ids), granularity=str(bars.granularity), allow_pickle=False, **columns)
 
 
-def _read_bars(path: Path) -> Bars:
+def _read_bars(path: Path) -> Bars | Panel:
     with np.load(path, allow_pickle=False) as held:
-        columns = [held[name] for name in ("ts_ns", "open", "high", "low", "close", "volume")]
-        return Bars(str(held["product_id"]), Granularity(str(held["granularity"])), *columns)
+        ts_ns, *columns = [held[name] for name in ("ts_ns", "open", "high", "low", "close", "volume")]
+        ids, granularity = tuple(held["product_ids"].tolist()), Granularity(str(held["granularity"]))
+        if columns[0].ndim == 1:
+            return Bars(ids[0], granularity, ts_ns, *columns)
+        return Panel(ids, granularity, ts_ns, *(np.asfortranarray(column) for column in columns))
 
 
 if __name__ == "__main__":

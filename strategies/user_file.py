@@ -1,7 +1,8 @@
 """A quant's own strategy from one file outside the repository: read, checked, compiled, and found by its content.
 
 The file has a class ``Params``, ``start`` and ``on_bar``, as a file of this floor has, and needs nothing else: its
-functions need no decorator, and the loop ``targets`` is made for it. It is code and runs with the rights of whoever
+functions need no decorator, and the loop ``targets`` is made for it. With ``on_bars`` instead it is a strategy over
+several products (cross_section.py), and the loop is called ``decide``. It is code and runs with the rights of whoever
 starts it; nothing here is a fence against malice.
 
 Its strategy is called ``<file name>@<first 16 digits of the SHA-256 of its bytes>``. A name therefore means one text
@@ -31,9 +32,12 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from strategies.base import RULE_NAMES, BarStep, Params, Strategy
+from strategies.base import RULE_NAMES, AnyStrategy, BarStep, Params, Strategy
 from strategies.compiled import cache_folder, compiled, compiled_guarded, plain
+from strategies.cross_section import CrossSection, PanelStep
 from strategies.model import Float64Array
+from strategies.panel import PRODUCTS_MAX
+from strategies.portfolio_kernel import decided, new_decisions
 from strategies.user_errors import SourceText, StrategyFileError, told
 from strategies.user_rules import findings
 
@@ -41,7 +45,7 @@ __all__ = [
     "SUFFIX",
     "StrategyFile",
     "StrategyFileError",
-    "UserTargets",
+    "UserLoop",
     "checked_name",
     "file_of",
     "load",
@@ -62,7 +66,8 @@ _NAME: Final = re.compile(rf"[a-z][a-z0-9_]{{0,{NAME_MAX - 1}}}")
 _FULL_NAME: Final = re.compile(rf"([a-z][a-z0-9_]{{0,{NAME_MAX - 1}}})@([0-9a-f]{{{TAG_LENGTH}}})")
 
 # What is made for the file, after its last line.
-_LOOP: Final = """
+_LOOPS: Final = {
+    "on_bar": """
 
 # The rest is made by the desk: the loop over on_bar.
 def targets(vector, open_, high, low, close, volume):
@@ -72,7 +77,25 @@ def targets(vector, open_, high, low, close, volume):
         bar = __desk_bar(open_[i], high[i], low[i], close[i], volume[i])
         state, target[i] = on_bar(vector, state, bar)
     return target
-"""
+""",
+    "on_bars": """
+
+# The rest is made by the desk: the loop over on_bars.
+def decide(vector, open_, high, low, close, volume):
+    decisions = __desk_none_yet(close.shape[1])
+    state = start(vector, close.shape[1])
+    for i in range(close.shape[0]):
+        step = __desk_step(open_[i], high[i], low[i], close[i], volume[i])
+        state, weights = on_bars(vector, state, step)
+        decisions = __desk_decided(decisions, i, weights)
+    return decisions
+""",
+}
+# What each kind of strategy has: its functions with their arguments, and the loop that is made for it.
+_FUNCTIONS: Final = {
+    "on_bar": ({"start": ("vector",), "on_bar": ("vector", "state", "bar")}, "targets"),
+    "on_bars": ({"start": ("vector", "products"), "on_bars": ("vector", "state", "step")}, "decide"),
+}
 
 
 @dataclass(frozen=True)
@@ -148,7 +171,7 @@ def checked_name(name: str, shown: str) -> str:
 @dataclass(frozen=True)
 class _Loaded:
     file: StrategyFile
-    strategy: Strategy
+    strategy: AnyStrategy
 
 
 # Only ever added to, and a name says which bytes it stands for: no entry can be stale or mean something else.
@@ -156,7 +179,7 @@ _LOADED: Final[dict[str, _Loaded]] = {}
 _LOADING: Final = threading.RLock()
 
 
-def loaded(name: str) -> Strategy | None:
+def loaded(name: str) -> AnyStrategy | None:
     """The strategy this process has loaded under ``name``."""
     found = _LOADED.get(name)
     return found.strategy if found else None
@@ -173,7 +196,7 @@ def users_own(names: Iterable[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if _FULL_NAME.fullmatch(name)]
 
 
-def load(file: StrategyFile) -> Strategy:
+def load(file: StrategyFile) -> AnyStrategy:
     """Run the file and make its strategy; once a process. Raises ``StrategyFileError`` with line and rule."""
     with _LOADING:
         name = file.strategy_name
@@ -191,7 +214,7 @@ def write_into(folder: Path, names: Iterable[str]) -> None:
         (folder / f"{name}{SUFFIX}").write_bytes(_LOADED[name].file.data)
 
 
-def load_folder(folder: Path) -> list[Strategy]:
+def load_folder(folder: Path) -> list[AnyStrategy]:
     """Load what ``write_into`` wrote (nothing where the folder is absent); a file that was changed since is refused."""
     strategies = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -216,17 +239,18 @@ def _from_folder(path: Path, name: str) -> StrategyFile:
 # -- from text to a strategy -------------------------------------------------------------------------------------------
 
 
-class UserTargets:
+class UserLoop:
     """The compiled loop; what goes wrong in it is told with the user's line, the bar and the parameters."""
 
-    def __init__(self, source: SourceText, strategy_params: type[Params], module: types.ModuleType) -> None:
+    def __init__(self, source: SourceText, strategy_params: type[Params], module: types.ModuleType, step: str) -> None:
         self._source = source
         self._params = strategy_params
         self._module = module
-        self.loop: Callable[..., Float64Array] = module.__dict__["targets"]
+        self._step = step
+        self.loop: Callable[..., Any] = module.__dict__[_FUNCTIONS[step][1]]
 
-    def __call__(self, vector: Float64Array, *bars: Float64Array) -> Float64Array:
-        """As ``Strategy.targets``."""
+    def __call__(self, vector: Float64Array, *bars: Float64Array) -> Any:
+        """As ``Strategy.targets``, or as ``CrossSection.decide``."""
         try:
             return self.loop(vector, *bars)
         except Exception as error:  # noqa: BLE001 -- a user's code may raise anything
@@ -238,17 +262,40 @@ class UserTargets:
             f"{name}={value:g}" for name, value in zip(self._params.names(), vector.tolist(), strict=True)
         )
         where = "start"
+        several = self._step == "on_bars"
         try:
-            state = plain(self._module.__dict__["start"])(vector)
-            step = plain(self._module.__dict__["on_bar"])
-            for i, row in enumerate(zip(*(array.tolist() for array in bars), strict=True)):
-                where = f"on_bar at bar {i}"
-                state, target = step(vector, state, BarStep(*row))
-                float(target)
+            start, step = (plain(self._module.__dict__[name]) for name in ("start", self._step))
+            state = start(vector, bars[0].shape[1]) if several else start(vector)
+            for i, row in enumerate(steps_of(bars)):
+                where = f"{self._step} at bar {i}"
+                state, wanted = step(vector, state, row)
+                _ = check_weights(wanted, bars[0].shape[1]) if several else float(wanted)
         except Exception as found:  # noqa: BLE001 -- a user's code may raise anything
             return told(self._source, found, f"{where} with {given or 'no parameters'}")
-        line = self._source.line_of(r"def on_bar\b")
-        return told(self._source, error, f"the loop over on_bar with {given or 'no parameters'}", line)
+        line = self._source.line_of(rf"def {self._step}\b")
+        return told(self._source, error, f"the loop over {self._step} with {given or 'no parameters'}", line)
+
+
+def steps_of(bars: tuple[Float64Array, ...]) -> Iterator[BarStep | PanelStep]:
+    """What a strategy is shown, bar by bar: of float64[n] each a ``BarStep``, of float64[n, p] a ``PanelStep``."""
+    if bars[0].ndim == 1:
+        yield from (BarStep(*row) for row in zip(*(array.tolist() for array in bars), strict=True))
+    else:
+        yield from (PanelStep(*rows) for rows in zip(*bars, strict=True))
+
+
+def check_weights(weights: object, products: int) -> Float64Array:
+    """``weights`` if they are what ``on_bars`` is to return; raises ``ValueError`` saying what they are."""
+    wanted = f"an array of {products} floats, one weight a product"
+    if not isinstance(weights, np.ndarray):
+        raise ValueError(f"the weights are a {type(weights).__name__}, expected {wanted}")  # noqa: TRY004
+    if weights.dtype != np.float64 or weights.shape != (products,):
+        raise ValueError(f"the weights are {weights.dtype}{weights.shape}, expected {wanted}")
+    unusable = ~(np.isnan(weights) | ((weights >= -1.0) & (weights <= 1.0)))
+    if unusable.any():
+        q = int(unusable.argmax())
+        raise ValueError(f"the weight of product {q} is {weights[q]:g}; a weight lies in -1 … 1, or is nan: no order")
+    return weights
 
 
 def source_text(file: StrategyFile) -> SourceText:
@@ -257,7 +304,8 @@ def source_text(file: StrategyFile) -> SourceText:
     name = f"users-{file.sha256[:TAG_LENGTH]}"
     folder = cache_folder(Path(__file__), name)
     path = folder / f"{file.name}{SUFFIX}"
-    whole = (text + _LOOP).encode()
+    several = re.search(r"^def on_bars\b", text, re.MULTILINE)
+    whole = (text + _LOOPS["on_bars" if several else "on_bar"]).encode()
     try:
         _put(path, whole)
     except OSError:
@@ -291,24 +339,55 @@ def check_text(file: StrategyFile, source: SourceText) -> list[StrategyFileError
     return [source.error(line, rule) for line, rule in findings(tree)]
 
 
-def _load(file: StrategyFile) -> Strategy:
+def _load(file: StrategyFile) -> AnyStrategy:
     source = source_text(file)
     for problem in check_text(file, source):
         raise problem
     module = _module(file, source)
     try:
         params = _params(source, module)
-        for name, count in (("start", 1), ("on_bar", 3)):
-            _check_signature(source, module, name, count)
+        step = _step(source, module)
+        for name, arguments in _FUNCTIONS[step][0].items():
+            _check_signature(source, module, name, arguments)
         _check_constants(source, module)
+        bounds = _bounds(source, module, params) if step == "on_bars" else {}
     except StrategyFileError:
         sys.modules.pop(module.__name__, None)
         raise
-    _compile(file, source, module)
+    _compile(file, source, module, step)
     names = module.__dict__
     title = (module.__doc__ or "").strip().partition("\n")[0].strip()[:120] or file.name
-    targets = UserTargets(source, params, module)
-    return Strategy(file.strategy_name, title, params, names["start"], names["on_bar"], targets)
+    loop = UserLoop(source, params, module, step)
+    if step == "on_bars":
+        return CrossSection(file.strategy_name, title, params, names["start"], names["on_bars"], loop, **bounds)
+    return Strategy(file.strategy_name, title, params, names["start"], names["on_bar"], loop)
+
+
+def _step(source: SourceText, module: types.ModuleType) -> str:
+    """Which kind of strategy it is: the name of its step."""
+    there = [name for name in _FUNCTIONS if hasattr(module, name)]
+    if len(there) == 2:
+        line = source.line_of(r"def on_bars\b")
+        raise source.error(line, "one file is one strategy: on_bar for one product, or on_bars for several, not both")
+    return there[0] if there else "on_bar"
+
+
+def _bounds(source: SourceText, module: types.ModuleType, params: type[Params]) -> dict[str, Any]:
+    """How many products it is for, and which parameters count them: PRODUCTS_MIN, PRODUCTS_MAX and COUNTS."""
+    names = module.__dict__
+    least, most = names.get("PRODUCTS_MIN", 1), names.get("PRODUCTS_MAX", PRODUCTS_MAX)
+    for name, value in (("PRODUCTS_MIN", least), ("PRODUCTS_MAX", most)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= PRODUCTS_MAX:
+            raise source.error(source.line_of(rf"{name}\b"), f"{name} is a whole number from 1 to {PRODUCTS_MAX}")
+    if least > most:
+        raise source.error(
+            source.line_of(r"PRODUCTS_MIN\b"), f"PRODUCTS_MIN = {least} is more than PRODUCTS_MAX = {most}"
+        )
+    counts = names.get("COUNTS", ())
+    if not isinstance(counts, tuple) or not all(name in params.names() for name in counts):
+        rule = f"COUNTS is a tuple of parameters that count products, of {', '.join(params.names()) or 'none'}"
+        raise source.error(source.line_of(r"COUNTS\b"), rule)
+    return {"products_min": least, "products_max": most, "counts": counts}
 
 
 def _module(file: StrategyFile, source: SourceText) -> types.ModuleType:
@@ -349,12 +428,13 @@ def _params(source: SourceText, module: types.ModuleType) -> type[Params]:
     return params
 
 
-def _check_signature(source: SourceText, module: types.ModuleType, name: str, count: int) -> None:
+def _check_signature(source: SourceText, module: types.ModuleType, name: str, arguments: tuple[str, ...]) -> None:
     function = getattr(module, name, None)
-    wanted = {"start": "start(vector)", "on_bar": "on_bar(vector, state, bar)"}[name]
+    wanted, count = f"{name}({', '.join(arguments)})", len(arguments)
     function = getattr(function, "py_func", function)
     if not isinstance(function, types.FunctionType):
-        raise source.error(source.line_of(rf"{name}\b"), f"the file needs a function {wanted}")
+        other = "; or on_bars(vector, state, step), for several products" if name == "on_bar" else ""
+        raise source.error(source.line_of(rf"{name}\b"), f"the file needs a function {wanted}{other}")
     line = function.__code__.co_firstlineno if function.__code__.co_filename == str(source.path) else 0
     line = source.line_of(rf"def {name}\b") or line
     parameters = inspect.signature(function).parameters.values()
@@ -402,7 +482,7 @@ def _numbers_in(value: object) -> int:
     return sum(_numbers_in(part) for part in value) if isinstance(value, tuple) else 1
 
 
-def _compile(file: StrategyFile, source: SourceText, module: types.ModuleType) -> None:
+def _compile(file: StrategyFile, source: SourceText, module: types.ModuleType, step: str) -> None:
     """Put compiled functions in the place of the file's own, and the loop over them beside them.
 
     All get the desk's own settings, whatever decorator they had: IEEE arithmetic, checked indices, the desk's cache.
@@ -412,12 +492,13 @@ def _compile(file: StrategyFile, source: SourceText, module: types.ModuleType) -
         function = getattr(value, "py_func", value)
         if isinstance(function, types.FunctionType) and function.__code__.co_filename == str(source.path):
             names[name] = compiled_guarded(function, step=name != "start")
-    for name in ("start", "on_bar"):
+    for name in ("start", step):
         if not hasattr(names[name], "py_func"):  # taken over from elsewhere, not compiled there
             names[name] = compiled(cast(Any, names[name]))
-    names["__desk_array"] = np.empty
-    names["__desk_bar"] = BarStep
+    made = {"array": np.empty, "bar": BarStep, "step": PanelStep, "none_yet": new_decisions, "decided": decided}
+    names.update({f"__desk_{name}": value for name, value in made.items()})
     # The loop stands after the last line, so that traces and caches find it in the one file.
     offset = "\n" * file.text.count("\n")
-    exec(compile(offset + _LOOP, str(source.path), "exec", dont_inherit=True), names)  # noqa: S102
-    names["targets"] = compiled_guarded(names["targets"])
+    exec(compile(offset + _LOOPS[step], str(source.path), "exec", dont_inherit=True), names)  # noqa: S102
+    loop = _FUNCTIONS[step][1]
+    names[loop] = compiled_guarded(names[loop])

@@ -32,6 +32,8 @@ _NUMPY: Final = {
     "empty": "np.empty holds whatever lay in memory before, another time something else: use np.zeros",
     "empty_like": "np.empty_like holds whatever lay in memory before, another time something else: use np.zeros_like",
 }
+# Whatever module it is taken from.
+_BEYOND: Final = {"as_strided": "a strategy does not reach beyond the arrays it is given: other bars lie there"}
 _NUMBA: Final = {
     "objmode": "objmode leaves the compiled code: what happens there cannot be repeated",
     **dict.fromkeys(("carray", "farray"), "a strategy does not reach into memory by address"),
@@ -78,8 +80,8 @@ def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
 def _imported_names(node: ast.ImportFrom, module: str) -> Iterator[tuple[int, str]]:
     refused = {"numpy": _NUMPY, "numba": _NUMBA}.get(module.partition(".")[0], {})
     for alias in node.names:
-        if alias.name in refused:
-            yield node.lineno, refused[alias.name]
+        if alias.name in refused or alias.name in _BEYOND:
+            yield node.lineno, refused.get(alias.name) or _BEYOND[alias.name]
         if alias.name == "*":
             yield node.lineno, "import names one by one: what * brings in cannot be told from this file"
 
@@ -94,6 +96,8 @@ def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in _BUILTINS:
             yield node.lineno, _BUILTINS[node.id]
+        if isinstance(node, ast.Attribute) and node.attr in _BEYOND:
+            yield node.lineno, _BEYOND[node.attr]
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             module = modules.get(node.value.id, "")
             refused = {"numpy": _NUMPY, "numba": _NUMBA}.get(module, {})
@@ -102,14 +106,15 @@ def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def _definitions(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    several = any(isinstance(node, ast.FunctionDef) and node.name == "on_bars" for node in tree.body)
+    made = {"targets": "on_bar", **({"decide": "on_bars"} if several else {})}
     for node in tree.body:
         if isinstance(node, ast.AsyncFunctionDef):
             yield node.lineno, f"{node.name} is asynchronous; compiled code does not wait for anything"
-        if isinstance(node, ast.FunctionDef) and node.name == "targets":
-            yield (
-                node.lineno,
-                "targets is made for the file of on_bar; one that sees all bars at once could look ahead",
-            )
+        if isinstance(node, ast.FunctionDef) and node.name in made:
+            step = made[node.name]
+            rule = f"{node.name} is made for the file of {step}; one that sees all bars at once could look ahead"
+            yield node.lineno, rule
         if isinstance(node, ast.ClassDef) and node.name == "Params":
             yield from _fields(node)
 

@@ -43,6 +43,58 @@ def on_bar(vector, state, bar):
     return State(fast, slow, state.bars + 1), target
 '''
 
+SECTION = '''"""The strongest of several, looked at every few bars, written by a user."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from strategies import base
+
+PRODUCTS_MIN = 2
+COUNTS = ("top",)
+
+
+class Params(base.Params):
+    lookback: int = Field(20, ge=1, le=500, description="bars")
+    every: int = Field(6, ge=1, le=500, description="bars")
+    top: int = Field(1, ge=1, le=100, description="products")
+
+
+class State(NamedTuple):
+    closes: np.ndarray
+    weights: np.ndarray
+    bars: int
+
+
+def start(vector, products):
+    return State(np.full((int(vector[0]) + 1, products), np.nan), np.full(products, np.nan), 0)
+
+
+def on_bars(vector, state, step):
+    closes, weights, bars = state
+    rows, products = closes.shape
+    row = bars % rows
+    closes[row] = step.close
+    weights[:] = math.nan
+    if bars + 1 >= rows and (bars + 1 - rows) % int(vector[1]) == 0:
+        rises = step.close / closes[(row + 1) % rows] - 1.0
+        weights[:] = 0.0
+        for _ in range(int(vector[2])):
+            best = -1
+            for q in range(products):
+                if not math.isnan(rises[q]) and (best < 0 or rises[q] > rises[best]):
+                    best = q
+            if best >= 0:
+                weights[best] = 1.0 / vector[2]
+                rises[best] = math.nan
+    return State(closes, weights, bars + 1), weights
+'''
+
+# The line of SECTION that most of the wrong ones replace.
+WEIGHTS = "        weights[:] = 0.0\n"
 # The line of GOOD that most of the wrong ones replace.
 TARGET = "    target = math.nan if math.isnan(long) else above(quick, long)\n"
 
@@ -54,7 +106,7 @@ def written(folder: Path, text: str = GOOD, name: str = "my_strategy.py") -> Pat
     return path
 
 
-def wrong(before: str, after: str) -> tuple[str, int]:
-    """GOOD with the one place that reads ``before`` replaced, and the line that place is at."""
-    assert GOOD.count(before) == 1, before
-    return GOOD.replace(before, after), GOOD[: GOOD.index(before)].count("\n") + 1
+def wrong(before: str, after: str, good: str = GOOD) -> tuple[str, int]:
+    """``good`` with the one place that reads ``before`` replaced, and the line that place is at."""
+    assert good.count(before) == 1, before
+    return good.replace(before, after), good[: good.index(before)].count("\n") + 1

@@ -575,6 +575,14 @@ async def test_strategies_come_with_what_a_form_needs(desk: ApiDesk) -> None:
     assert fast["kind"] == "int"
     assert fast["low"] <= fast["default"] <= fast["high"]
     assert len(answer["strategies"]) >= 5
+    kinds = {item["name"]: item["kind"] for item in answer["strategies"]}
+    assert (kinds["sma_cross"], kinds["momentum_rotation"], kinds["pairs"]) == (
+        "single product",
+        *["cross section"] * 2,
+    )
+    pairs = only(answer["strategies"], name="pairs")
+    assert pairs["rules"] == [{"lesser": "exit", "greater": "entry"}, {"lesser": "entry", "greater": "stop"}]
+    assert {"window", "stop_loss", "leverage"} <= {item["name"] for item in pairs["parameters"]}
     assert "sharpe" in answer["metrics"]
 
 

@@ -23,7 +23,9 @@ from cluster.sessions import (
     spec_hash,
 )
 from strategies.base import SpecError
+from strategies.user_file import load, read
 from tests.session_parts import SPEC, spec_of
+from tests.strategy_files import GOOD, SECTION, written
 
 
 def prepared(tmp_path: Path, session_id: str | None = "s1", **changes: Any) -> tuple[SessionFolder, bool]:
@@ -39,6 +41,10 @@ def job(status: JobStatus) -> Job:
     [
         ({"strategy": "nobody"}, "strategy"),
         ({"strategy": 3}, "strategy"),
+        ({"strategy": "momentum_rotation", "params": {}}, "strategy"),
+        ({"strategy": "pairs", "params": {}}, "strategy"),
+        ({"strategy": "my_strategy.py", "params": {}}, "strategy"),
+        ({"strategy": "my_strategy@0123456789abcdef", "params": {}}, "strategy"),
         ({"product_id": "btc"}, "product_id"),
         ({"granularity": "ONE_WEEK"}, "granularity"),
         ({"params": {"fast": float("nan")}}, "params.fast"),
@@ -107,6 +113,19 @@ def test_an_id_that_is_none_is_refused_before_anything_is_written(tmp_path: Path
     with pytest.raises(RunError):
         open_session(tmp_path / "sessions", session_id)
     assert not (tmp_path / "sessions").exists()
+
+
+@pytest.mark.parametrize("text", [GOOD, SECTION])
+def test_a_users_own_strategy_is_refused_even_where_it_is_loaded(tmp_path: Path, text: str) -> None:
+    own = load(read(written(tmp_path, text)))
+    with pytest.raises(SpecError, match="a file of your own is for backtests and sweeps") as caught:
+        spec_of(strategy=own.name, params={})
+    assert caught.value.field == "strategy"
+
+
+def test_a_strategy_over_several_products_is_refused_with_those_that_can_be_run() -> None:
+    with pytest.raises(SpecError, match=r"sma_cross.*a live session trades one product"):
+        spec_of(strategy="pairs", params={})
 
 
 def test_two_sessions_of_one_strategy_on_one_product_are_not_run_at_once(tmp_path: Path) -> None:

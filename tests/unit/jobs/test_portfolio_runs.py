@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,9 @@ from strategies import backtest, portfolio
 from strategies.model import Bars, Granularity
 from strategies.panel import Panel, PanelError
 from strategies.spec import SweepSpec, parse_backtest, parse_spec
+from strategies.user_file import load, read
 from tests.run_samples import make_spec, wavy_bars
+from tests.strategy_files import SECTION, written
 
 ROTATION: dict[str, Any] = {
     "product_ids": ["BTC-USD", "ETH-USD"],
@@ -124,3 +129,52 @@ def test_a_sweep_decides_on_longer_bars(tmp_path: Path, store: BarStore) -> None
     assert {name: best[name] for name in result.metrics} == pytest.approx(result.metrics, rel=0, abs=0, nan_ok=True)
     hours = pq.read_table(folder.fills_file)["ts_ns"].to_numpy() // Granularity.ONE_HOUR.ns
     assert set(hours % 4) == {0}
+
+
+def test_a_sweep_of_several_products_with_rules_costs_and_own_quantities(tmp_path: Path, store: BarStore) -> None:
+    grid = {"lookback": [5, 20], "stop_loss": [0.0, 0.01], "leverage": [1, 2]}
+    asked = {
+        "grids": [{"strategy": "momentum_rotation", "grid": grid}],
+        "costs": {"max_volume_share": 0.5, "borrow_bps_per_day": 5, "at_end": "liquidate"},
+        "sizing": {"quantities": {"ETH-USD": {"quantity_increment": 0.01}}},
+        "decide_on": "FOUR_HOUR",
+    }
+    spec = parse_spec(ROTATION | asked)
+    folder = driven(tmp_path, store, spec)
+    rows = pq.read_table(folder.results_file).to_pylist()
+    assert len(rows) == 8
+    assert len({row["total_return"] for row in rows}) > 4
+    panel = read_market(store, spec)
+    assert isinstance(panel, Panel)
+    given = {name: value for name, value in (ROTATION | asked).items() if name not in {"grids", "sort_by"}}
+    for row in rows:
+        one = parse_backtest(given | {"strategy": "momentum_rotation", "params": json.loads(row["params"])})
+        result = portfolio.run(one, panel)
+        assert {name: row[name] for name in result.metrics} == pytest.approx(result.metrics, rel=0, abs=0, nan_ok=True)
+    ether = pq.read_table(folder.fills_file).to_pandas().query("product == 'ETH-USD'")
+    # Orders are whole hundredths; what closes a position is exactly what is held.
+    assert len(ether) > 3
+    np.testing.assert_allclose(ether["quantity"] * 100, (ether["quantity"] * 100).round(), atol=1e-6)
+
+
+def test_a_users_cross_section_is_shipped_with_its_run_and_computed_from_the_copy(
+    tmp_path: Path, store: BarStore
+) -> None:
+    path = written(tmp_path, SECTION)
+    own = load(read(path))
+    path.unlink()
+    spec = parse_spec(ROTATION | {"grids": [{"strategy": own.name, "grid": {"lookback": [5, 20], "every": [6]}}]})
+    folder = driven(tmp_path, store, spec)
+    assert [kept.name for kept in folder.strategies_dir.iterdir()] == [f"{own.name}.py"]
+    rows = pq.read_table(folder.results_file).to_pylist()
+    assert [row["strategy"] for row in rows] == [own.name] * 2
+    assert pq.read_table(folder.fills_file).num_rows > 3
+    assert folder.report_file.is_file()
+    # A driver or worker that was started anew has only the folder.
+    code = "import sys; from pathlib import Path; from cluster.run_folder import RunFolder; "
+    code += "from strategies.registry import find; "
+    code += "print(find(RunFolder(Path(sys.argv[1])).spec().grids[0].strategy).kind)"
+    words = [sys.executable, "-c", code, str(folder.path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=280)
+    assert done.stdout.strip() == "cross section"
