@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from strategies.causality import changed_panel, cuts_of, find_leaks, made_up_bars
+from strategies.causality import Leak, changed_panel, cuts_of, find_leaks, made_up_bars, own_close_leaks
 from strategies.model import Bars, Float64Array
 from strategies.panel import Panel, panel_of
 from strategies.portfolio import run, weights_of
@@ -87,6 +87,26 @@ def test_no_weight_fill_or_book_depends_on_a_later_bar(name: str, changes: dict[
     whole, observe = panel(PRODUCTS[name]), observed(name, **changes)
     assert len(observe(whole)["fills"]) > 10
     assert find_leaks(observe, whole, changed_panel, cuts_of(len(whole), 8)) == []
+
+
+def of_one_close(name: str, changes: Mapping[str, Any]) -> list[Leak]:
+    """What fills of any product on a bar know of the first product's close on that bar."""
+    others = [made_up_bars(500, 7 + 10 * i, f"COIN{i}-USD") for i in range(1, PRODUCTS[name])]
+    observe = observed(name, **changes)
+    bars = made_up_bars(500, 7, "COIN0-USD")
+    # Only bars with fills can tell anything.
+    tried = np.unique(observe(panel_of([bars, *others]))["fills"]["bar_index"])[:40].tolist()
+    return own_close_leaks(lambda seen: observe(panel_of([seen, *others])), bars, tried)
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING, CARRY | {"costs": {"borrow_bps_per_day": 2}}])
+@pytest.mark.parametrize("name", CROSS_SECTIONS)
+def test_no_fill_of_any_product_knows_a_close_of_its_own_bar(name: str, changes: dict[str, Any]) -> None:
+    assert of_one_close(name, changes) == []
+
+
+def test_fills_at_the_close_that_decided_them_are_seen_as_what_they_are() -> None:
+    assert of_one_close("momentum_rotation", {"costs": {"fill": "same_close"}}) != []
 
 
 def next_bar(close: Float64Array) -> Float64Array:

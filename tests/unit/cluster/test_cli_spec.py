@@ -127,3 +127,11 @@ def test_the_line_of_costs_shows_all_that_are_on_and_nothing_else() -> None:
     assert cli_spec.costs_line({}).startswith("costs: fee 60 bp")
     line = cli_spec.costs_line({"sizing": {"window": 30, "min_quantity": 0.5}})
     assert line.endswith("; sizing: min_quantity 0.5")
+
+
+def test_products_are_given_one_by_one_or_with_commas() -> None:
+    one = cli_spec.period(["BTC-USD"], "ONE_HOUR", None, None, None)
+    assert (one["product_id"], "product_ids" in one) == ("BTC-USD", False)
+    for texts in (["BTC-USD,ETH-USD,SOL-USD"], ["BTC-USD", "ETH-USD", "SOL-USD"], ["BTC-USD,ETH-USD", "SOL-USD"]):
+        several = cli_spec.period(texts, "ONE_HOUR", None, None, None)
+        assert (several["product_id"], several["product_ids"]) == ("BTC-USD", ["BTC-USD", "ETH-USD", "SOL-USD"])

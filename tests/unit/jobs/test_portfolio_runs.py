@@ -132,7 +132,7 @@ def test_a_sweep_decides_on_longer_bars(tmp_path: Path, store: BarStore) -> None
 
 
 def test_a_sweep_of_several_products_with_rules_costs_and_own_quantities(tmp_path: Path, store: BarStore) -> None:
-    grid = {"lookback": [5, 20], "stop_loss": [0.0, 0.01], "leverage": [1, 2]}
+    grid = {"lookback": [5, 20], "stop_loss": [0.0, 0.01], "size": [0.5, 1]}
     asked = {
         "grids": [{"strategy": "momentum_rotation", "grid": grid}],
         "costs": {"max_volume_share": 0.5, "borrow_bps_per_day": 5, "at_end": "liquidate"},
