@@ -303,5 +303,5 @@ def _refuse_given(context: typer.Context, *names: str, why: str) -> None:
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
-            option = max(parameter.opts, key=len)
+            option = next((word for word in parameter.opts if word.startswith("--")), parameter.opts[0])
             raise CommandError(f"{option} cannot be given here: {why}", field=str(parameter.name), rule="not both")
