@@ -39,7 +39,7 @@ def run(desk: Desk | None, words: str, *more: str) -> subprocess.CompletedProces
     if desk is not None:
         environment["DESK_STATE_DIR"] = str(desk.settings.state_dir)
     argv = [sys.executable, "-m", "cluster.cli", *words.split(), *more]
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
 def as_json(desk: Desk, words: str, *more: str) -> Any:
