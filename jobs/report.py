@@ -21,8 +21,9 @@ from cluster.market_data import BarStore, MarketDataError
 from cluster.run_folder import RunError, RunFolder, replace_file
 from cluster.runs import market_hash, read_market
 from jobs.report_charts import plain
+from jobs.report_head import crash, heading, kicker
 from jobs.report_luck import verdict_list
-from jobs.report_page import Section, crash, heading, kicker, sections_of
+from jobs.report_page import Section, sections_of
 from jobs.report_planes import HEAT_METRICS
 from jobs.report_run import ReportRun, read_run
 from jobs.report_series import curve_figures

@@ -26,7 +26,7 @@ from jobs.report_series import (
     returns_of,
     round_trips,
 )
-from jobs.report_words import bar_length, duration, label, minus, moment, number, percent, set_text, title_of
+from jobs.report_words import duration, label, minus, number, percent, set_text, title_of
 from strategies.model import Granularity
 
 NO_BARS: Final = (
@@ -37,8 +37,6 @@ DAY_RETURNS_MIN: Final = 60
 SCATTER_MAX: Final = 600
 # As report_style.html has it: the other rows are a click away.
 SHOWN_ROWS: Final = 15
-# A bar that takes more than this from the equity is looked at before anything else.
-CRASH: Final = 0.5
 SHORT: Final = {
     "equity": "Equity",
     "candles": "Candles",
@@ -400,30 +398,3 @@ def _break_even_text(found: Mapping[str, Any]) -> str:
         return f"{first}; with the other costs as they are it loses at any fee."
     second = f"at a fee of {fee['at']:.1f} bps" if fee["at"] is not None else f"at no fee up to {fee['most']:g} bps"
     return minus(f"{first}; with the other costs as they are, {second}.")
-
-
-def crash(run: ReportRun) -> str:
-    """A sentence about the worst bar where it took most of the equity: often a wrong price; else nothing."""
-    changes = returns_of(run.equity)
-    if not len(changes) or changes.min() > -CRASH:
-        return ""
-    at = int(changes.argmin()) + 1
-    return (
-        f"One bar took {percent(-float(changes[at - 1]))} of the equity: {moment(int(run.ts_ns[at]))}. "
-        "Look at that bar in the data before anything else: real, or a wrong price?"
-    )
-
-
-def kicker(run: ReportRun) -> str:
-    """What kind of run it is."""
-    sets = run.record.set_count
-    if run.study is not None:
-        return f"Search over {sets:,} parameter sets"
-    what = f"Sweep of {sets:,} parameter sets" if sets > 1 else "Backtest"
-    return f"Portfolio of {len(run.products)} products · {what}" if len(run.products) > 1 else what
-
-
-def heading(run: ReportRun) -> str:
-    """Product and bars."""
-    decided = f", decided on {bar_length(run.spec.decide_on)}" if run.spec.decide_on else ""
-    return f"{run.record.product_id} · {bar_length(run.record.granularity)}{decided}"
