@@ -8,12 +8,17 @@ for the mean of the bar before.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+import numpy as np
 
 from strategies.compiled import compiled, compiled_sums
 from strategies.metrics import EQUAL_WITHIN, Tallies, drawdown, max_drawdown_bars
 from strategies.model import Float64Array, Int64Array
 from strategies.orders import Book
+
+# Of a peak: more than the falls that ``EQUAL_WITHIN`` takes for equal.
+ROUNDING: Final = 4 * EQUAL_WITHIN
 
 
 class Course(NamedTuple):
@@ -105,19 +110,16 @@ def tally(book: Book, course: Course, bars: int, bars_held: int, initial_cash: f
 
 
 @compiled
-def extremes(equity: Float64Array, count: int) -> tuple[float, float]:
-    """The least and the greatest of ``equity[1 : count + 1]``; not a number where the first one is none.
+def extremes(bits: Int64Array, count: int) -> tuple[int, int]:
+    """The least and the greatest of ``bits[1 : count + 1]``, which are equities' bits.
 
-    Two at a time: a comparison waits for the one before it.
+    As integers they are ordered like the equities themselves, as far as those are above 0; anything below is less, and
+    what is no number is less than all or more than infinity. Unlike numbers they can be compared in any order.
     """
-    lowest = lowest2 = highest = highest2 = equity[1]
-    for k in range(2, count, 2):
-        lowest = min(lowest, equity[k])
-        highest = max(highest, equity[k])
-        lowest2 = min(lowest2, equity[k + 1])
-        highest2 = max(highest2, equity[k + 1])
-    lowest = min(min(lowest, lowest2), equity[count])
-    highest = max(max(highest, highest2), equity[count])
+    lowest = highest = bits[1]
+    for k in range(np.uint64(2), np.uint64(count + 1)):
+        lowest = min(lowest, bits[k])
+        highest = max(highest, bits[k])
     return lowest, highest
 
 
@@ -195,11 +197,18 @@ def end_segment(moments: Float64Array, cuts: Int64Array, segment: int, part: Flo
 
 
 @compiled
-def deepen(drop: Drop, equity: Float64Array, first: int, count: int) -> Drop:
-    """Move the drawdown on over the bars from ``first``, bar by bar."""
+def deepen(drop: Drop, equity: Float64Array, first: int, count: int, lowest: float, highest: float) -> Drop:
+    """Move the drawdown on over the bars from ``first``, whose equities are from ``lowest`` to ``highest``."""
     peak, peak_bar, deepest, deepest_bars, is_deepest = drop
     near = peak * (1.0 - EQUAL_WITHIN)
     deep = peak * (1.0 - EQUAL_WITHIN - deepest)
+    if highest < near and lowest < deep:
+        # Where no other equity is as low but for rounding, bar by bar would end with the lowest as well.
+        as_low = 0
+        for k in range(np.uint64(1), np.uint64(count + 1)):
+            as_low += equity[k] <= lowest + ROUNDING * peak
+        if as_low == 1:
+            return Drop(peak, peak_bar, drawdown(lowest, peak), deepest_bars, True)
     for k in range(1, count + 1):
         if equity[k] >= near:
             if is_deepest:

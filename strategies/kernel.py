@@ -66,6 +66,7 @@ import numpy as np
 from strategies.compiled import compiled, read_only
 from strategies.course import Drop, add_powers, by_segments, deepen, end_segment, extremes, first_beyond, sums
 from strategies.indicators import rolling_moments_start, rolling_moments_step
+from strategies.lanes import as_number, ask_for
 from strategies.metrics import EQUAL_WITHIN, Tallies, max_drawdown_bars
 from strategies.model import Float64Array, Int64Array
 from strategies.orders import (
@@ -85,6 +86,7 @@ from strategies.orders import (
     with_cash,
 )
 from strategies.rules import Rules
+from strategies.stretch import fixed_levels, levels, mark, reached, unchanged, with_interest
 
 if TYPE_CHECKING:
     from strategies.spec import Costs, Sizing
@@ -122,9 +124,6 @@ TIER_DAYS: Final = 30.0
 DAYS_PER_YEAR: Final = 365.25
 # A bar may have an order at its open and at its end, a stop and a close-out.
 FILLS_PER_BAR: Final = 4
-# Unsigned, for indices that are known not to be negative.
-_1, _2, _3, _4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
-_5, _6, _7, _8 = np.uint64(5), np.uint64(6), np.uint64(7), np.uint64(8)
 _KINDS: Final = {"percent": PERCENT, "units": UNITS, "notional": NOTIONAL, "volatility": VOLATILITY}
 
 
@@ -264,6 +263,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
     trailing = conditions.trailing_stop > 0.0
     stopping = trailing or conditions.stop_loss > 0.0 or conditions.take_profit > 0.0 or conditions.leverage > 1.0
     time_stop = conditions.time_stop_bars if conditions.time_stop_bars > 0 else 2 * bars
+    measured = conditions.kind == VOLATILITY
     rounded = conditions.min_quantity > 0.0 or conditions.quantity_increment > 0.0
     easy = conditions.kind == PERCENT and not rounded and conditions.impact == 0.0 and share == 0.0
     tier_days = np.empty(FILLS_PER_BAR * bars if len(tiers) else 0)
@@ -286,6 +286,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
     part[0] = conditions.initial_cash
     equity = np.empty(BLOCK + 1)
     returns = np.empty(BLOCK + 1)
+    bits = equity.view(np.int64)
     equity[0] = conditions.initial_cash
     pivot = distances = squares = squared_losses = 0.0
     drop = Drop(conditions.initial_cash, 0, 0.0, 0, False)
@@ -303,7 +304,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
             )
             book = with_cash(book, book.cash - owed * span)
             if stopping:
-                under, over = _levels(book.cash, book.units, entry, best, conditions)
+                under, over = levels(book.cash, book.units, entry, best, conditions)
         charged = False
         used = 0.0
         trades = not sparse or volume[i] > 0.0
@@ -318,7 +319,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
                     pending = True
                 elif trailing:
                     best = max(best, high[i]) if book.units > 0.0 else min(best, low[i])
-                    under, over = _levels(book.cash, book.units, entry, best, conditions)
+                    under, over = levels(book.cash, book.units, entry, best, conditions)
             elif step == 3:
                 if conditions.liquidates and i == bars - 1 and book.units != 0.0:
                     price = close[i]
@@ -386,7 +387,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
             elif abs(book.units) > abs(units):
                 entry += (execution.price - entry) * (execution.quantity / book.units)
             if stopping and book.units != 0.0:
-                under, over = _levels(book.cash, book.units, entry, best, conditions)
+                under, over = levels(book.cash, book.units, entry, best, conditions)
         if fault != OK:
             break
 
@@ -404,33 +405,63 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
         equity[1] = book.cash + book.units * close[i]
         i += 1
         goes_on = True
+        resumes = -1
+        if book.units == 0.0 and not pending and i < end:
+            resumes = unchanged(target, i - lag, end - lag, standing) + lag
+            if resumes < bars:  # fetched while the bar in hand goes into the statistics
+                ask_for(open_, resumes)
+                ask_for(close, resumes)
+                ask_for(high, resumes)
+                ask_for(low, resumes)
+                ask_for(volume, resumes)
+                ask_for(days, resumes)
+                if measured:
+                    ask_for(volatility, resumes - lag)
         while goes_on:
             held = book.units
             if held != 0.0:
                 stop = min(end, first + BLOCK)
                 begin = i
-                i = _unchanged(target, i - lag, stop - lag, standing) + lag
+                i = unchanged(target, i - lag, stop - lag, standing) + lag
                 if interest or sparse:
-                    i, cash, best, charged = _with_interest(
-                        tape, equity, first, begin, i, book, entry, best, watching, conditions
+                    i, cash, best, charged = with_interest(
+                        high,
+                        low,
+                        close,
+                        volume,
+                        days,
+                        equity,
+                        first,
+                        begin,
+                        i,
+                        book.cash,
+                        held,
+                        entry,
+                        best,
+                        watching,
+                        sparse,
+                        conditions,
                     )
                     book = with_cash(book, cash)
                 else:
                     if watching:
-                        low_level, high_level = _fixed_levels(book.cash, held, entry, conditions)
-                        if trailing:
-                            kept = 1.0 - math.copysign(conditions.trailing_stop, held)
-                            i, best = _trailed(high, low, begin, i, low_level, high_level, best, kept)
-                        else:
-                            i = _untouched(high, low, begin, i, low_level, high_level)
-                    _mark(close, equity, begin, i, first, book.cash, held)
+                        under, over = fixed_levels(book.cash, held, entry, conditions)
+                        kept = 1.0 - math.copysign(conditions.trailing_stop, held)
+                        i, best = reached(high, low, begin, i, under, over, best, kept)
+                    mark(close, equity, begin, i, first, book.cash, held)
                 goes_on = i == stop and i < end
+                if not goes_on and i < bars:
+                    ask_for(open_, i)
+                    ask_for(volume, i)
+                    if measured:
+                        ask_for(volatility, i - lag)
             else:
                 goes_on = False
             count = i - first
             if count == 0:
                 break
-            lowest, highest = extremes(equity, count)
+            least_bits, most_bits = extremes(bits, count)
+            lowest, highest = as_number(least_bits), as_number(most_bits)
             least = EQUAL_WITHIN * abs(book.cash)
             if not (least < lowest and highest < math.inf) and not book.ruined:
                 count = first_beyond(equity, count, least)
@@ -465,7 +496,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
                 segment = by_segments(moments, cuts, segment, part, equity, returns, first, count)
             near = drop.peak * (1.0 - EQUAL_WITHIN)
             if highest >= near or lowest < drop.peak * (1.0 - EQUAL_WITHIN - drop.deepest):
-                drop = deepen(drop, equity, first, count)
+                drop = deepen(drop, equity, first, count, lowest, highest)
             if recording:
                 trace.equity[first:i] = equity[1 : count + 1]
                 trace.units[first:i] = held
@@ -475,9 +506,9 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
         if fault != OK:
             break
         if book.units != 0.0 and (trailing or interest):
-            under, over = _levels(book.cash, book.units, entry, best, conditions)
+            under, over = levels(book.cash, book.units, entry, best, conditions)
         if book.units == 0.0 and not pending and i < end:
-            i = _unchanged(target, i - lag, end - lag, standing) + lag
+            i = resumes if resumes >= 0 else unchanged(target, i - lag, end - lag, standing) + lag
             count = i - first
             distances -= count * pivot
             squares += count * (pivot * pivot)
@@ -517,160 +548,6 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
 
 
 @compiled
-def _unchanged(target: Float64Array, begin: int, end: int, standing: float) -> int:
-    """The first place from ``begin`` on, before ``end``, where another target than ``standing`` stands."""
-    # Unsigned, as an index that may be negative costs a comparison; eight at a time, as a way out of a loop costs one.
-    at, stop = np.uint64(begin), np.uint64(end)
-    while at + _8 <= stop:
-        changed = (target[at] != standing) | (target[at + _1] != standing)
-        changed |= (target[at + _2] != standing) | (target[at + _3] != standing)
-        changed |= (target[at + _4] != standing) | (target[at + _5] != standing)
-        changed |= (target[at + _6] != standing) | (target[at + _7] != standing)
-        if changed:
-            break
-        at += _8
-    while at < stop:
-        wanted = target[at]
-        # Not a number is the same as 0, but comes in long runs only before the first position.
-        if wanted != standing and (wanted == wanted or standing != 0.0):
-            break
-        at += _1
-    return int(np.int64(at))
-
-
-@compiled
-def _untouched(high: Float64Array, low: Float64Array, begin: int, end: int, under: float, over: float) -> int:
-    """The first bar from ``begin`` on, before ``end``, that reaches down to ``under`` or up to ``over``."""
-    at, stop = np.uint64(begin), np.uint64(end)
-    while at + _4 <= stop:
-        touched = (low[at] <= under) | (low[at + _1] <= under) | (low[at + _2] <= under) | (low[at + _3] <= under)
-        touched |= (high[at] >= over) | (high[at + _1] >= over) | (high[at + _2] >= over) | (high[at + _3] >= over)
-        if touched:
-            break
-        at += _4
-    while at < stop and not ((low[at] <= under) | (high[at] >= over)):
-        at += _1
-    return int(np.int64(at))
-
-
-@compiled
-def _trailed(
-    high: Float64Array,
-    low: Float64Array,
-    begin: int,
-    end: int,
-    under: float,
-    over: float,
-    best: float,
-    kept: float,
-) -> tuple[int, float]:
-    """The same with a stop of ``best * kept`` that follows the best price: ``kept`` is below 1 for a long."""
-    at, stop = np.uint64(begin), np.uint64(end)
-    if kept < 1.0:
-        while at < stop:
-            if at + _4 <= stop:
-                # If four bars together do not reach the stop that all four would make, none reaches its own.
-                highest = max(max(high[at], high[at + _1]), max(high[at + _2], high[at + _3]))
-                lowest = min(min(low[at], low[at + _1]), min(low[at + _2], low[at + _3]))
-                raised = max(best, highest)
-                if (lowest > under) & (lowest > raised * kept) & (highest < over):
-                    best = raised
-                    at += _4
-                    continue
-            if (low[at] <= under) | (low[at] <= best * kept) | (high[at] >= over):
-                break
-            best = max(best, high[at])
-            at += _1
-    else:
-        while at < stop:
-            if at + _4 <= stop:
-                highest = max(max(high[at], high[at + _1]), max(high[at + _2], high[at + _3]))
-                lowest = min(min(low[at], low[at + _1]), min(low[at + _2], low[at + _3]))
-                lowered = min(best, lowest)
-                if (highest < over) & (highest < lowered * kept) & (lowest > under):
-                    best = lowered
-                    at += _4
-                    continue
-            if (high[at] >= over) | (high[at] >= best * kept) | (low[at] <= under):
-                break
-            best = min(best, low[at])
-            at += _1
-    return int(np.int64(at)), best
-
-
-@compiled
-def _mark(
-    close: Float64Array, equity: Float64Array, begin: int, end: int, first: int, cash: float, units: float
-) -> None:
-    """The equity of the bars from ``begin`` to before ``end``, that of bar ``first`` into place 1."""
-    place = np.uint64(1 + begin - first)
-    for at in range(np.uint64(begin), np.uint64(end)):
-        equity[place] = cash + units * close[at]
-        place += _1
-
-
-@compiled
-def _with_interest(
-    tape: Tape,
-    equity: Float64Array,
-    first: int,
-    begin: int,
-    end: int,
-    book: Book,
-    entry: float,
-    best: float,
-    watching: bool,
-    conditions: Conditions,
-) -> tuple[int, float, float, bool]:
-    """The first bar before ``end`` that reaches a stop; those before it are marked, cash changing from bar to bar.
-
-    Also the cash after interest, the best price since the entry, and whether that bar has paid its interest already.
-    """
-    high, low, close, volume, days = tape.high, tape.low, tape.close, tape.volume, tape.days
-    funding, borrow = conditions.funding_per_day, conditions.borrow_per_day
-    sparse = tape.sparse and conditions.volume_counts
-    leveraged = conditions.leverage > 1.0
-    cash, units = book.cash, book.units
-    long = units > 0.0
-    trailing = conditions.trailing_stop > 0.0
-    kept = 1.0 - math.copysign(conditions.trailing_stop, units)
-    # A margin call's price moves with cash.
-    under, over = _fixed_levels(math.inf if leveraged else cash, units, entry, conditions)
-    margin = -1.0 / (units * (1.0 - math.copysign(conditions.maintenance_margin, units)))
-    place = np.uint64(1 + begin - first)
-    last = close[begin - 1]
-    then = days[begin - 1]
-    for at in range(np.uint64(begin), np.uint64(end)):
-        span = days[at] - then
-        then = days[at]
-        paid = funding * (units * last) * span
-        if not long:
-            paid -= borrow * (units * last) * span
-        elif cash < 0.0:
-            paid -= borrow * cash * span
-        cash -= paid
-        if watching and (not sparse or volume[at] > 0.0):
-            lower, upper = under, over
-            if long:
-                if leveraged:
-                    lower = max(lower, cash * margin)
-                if trailing:
-                    lower = max(lower, best * kept)
-            else:
-                if leveraged:
-                    upper = min(upper, cash * margin)
-                if trailing:
-                    upper = min(upper, best * kept)
-            if (low[at] <= lower) | (high[at] >= upper):
-                return int(np.int64(at)), cash, best, True
-            best = max(best, high[at]) if long else min(best, low[at])
-        last = close[at]
-        equity[place] = cash + units * last
-        place += _1
-    return end, cash, best, False
-
-
-@compiled
 def volatility_of(close: Float64Array, days: Float64Array, window: int) -> Float64Array:
     """float64[n]: at each close the yearly volatility of the last ``window`` returns, NaN before there are as many.
 
@@ -684,32 +561,6 @@ def volatility_of(close: Float64Array, days: Float64Array, window: int) -> Float
             years = (days[i] - days[i - window]) / DAYS_PER_YEAR
             result[i] = math.sqrt(squares / (window - 1) * (window / years))
     return result
-
-
-@compiled
-def _levels(cash: float, units: float, entry: float, best: float, conditions: Conditions) -> tuple[float, float]:
-    """The prices at which a long is stopped and has reached its target, or a short the other way round."""
-    under, over = _fixed_levels(cash, units, entry, conditions)
-    if conditions.trailing_stop > 0.0:
-        if units > 0.0:
-            under = max(under, best * (1.0 - conditions.trailing_stop))
-        else:
-            over = min(over, best * (1.0 + conditions.trailing_stop))
-    return under, over
-
-
-@compiled
-def _fixed_levels(cash: float, units: float, entry: float, conditions: Conditions) -> tuple[float, float]:
-    """The same without the trailing stop."""
-    margin = 1.0 - math.copysign(conditions.maintenance_margin, units)
-    called = -cash / (units * margin) if conditions.leverage > 1.0 else 0.0
-    if units > 0.0:
-        under = entry * (1.0 - conditions.stop_loss) if conditions.stop_loss > 0.0 else 0.0
-        over = entry * (1.0 + conditions.take_profit) if conditions.take_profit > 0.0 else math.inf
-        return max(under, called), over
-    over = entry * (1.0 + conditions.stop_loss) if conditions.stop_loss > 0.0 else math.inf
-    under = entry * (1.0 - conditions.take_profit) if conditions.take_profit > 0.0 else 0.0
-    return under, min(over, called) if conditions.leverage > 1.0 else over
 
 
 @compiled
