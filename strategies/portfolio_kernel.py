@@ -63,7 +63,6 @@ from strategies.kernel import (
     TIER_DAYS,
     Outcome,
     _interest,
-    _levels,
     _stop_price,
 )
 from strategies.metrics import EQUAL_WITHIN
@@ -83,6 +82,7 @@ from strategies.orders import (
     order,
     with_cash,
 )
+from strategies.stretch import levels
 
 FIRST_DECISIONS: Final = 64
 # More than any quantity: an order with it is taken through all of ``orders.order``'s rules, and not made smaller.
@@ -593,7 +593,7 @@ def _within(books: Account, money: Money, tape: Tape, terms: Terms, trace: Trace
             continue
         high, low = tape.high[bar, q], tape.low[bar, q]
         cash = _free_cash(books, money, tape, conditions, bar, q) if conditions.leverage > 1.0 else money.book.cash
-        under, over = _levels(cash, units[q], books.entry[q], books.best[q], conditions)
+        under, over = levels(cash, units[q], books.entry[q], books.best[q], conditions)
         if low <= under or high >= over:
             stop = _stop_price(units[q], tape.open[bar, q], high, low, under, over, conditions.target_first)
             _give_up(books, q)
