@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,7 +14,7 @@ from cluster.cli_access import running_settings
 from cluster.cli_leaderboard import print_leaderboard
 from cluster.cli_queue import queue_of, register
 from cluster.cli_remote import register as register_remote
-from cluster.console import CommandError, JsonOption, command, console, print_json, print_table
+from cluster.console import CommandError, JsonOption, command, console, errors, print_json, print_table
 from cluster.local import ray_token
 from cluster.run_queue import time_left_s
 from conf.settings import Settings, load_settings
@@ -121,7 +122,8 @@ def report(
     """The path of a run's report: one HTML file that opens anywhere, without a network."""
     from cluster.runs import RunState, list_runs, open_run
 
-    runs_dir = load_settings().runs_path
+    settings = load_settings()
+    runs_dir = settings.runs_path
     if run_id is None:
         ended = [r.run_id for r in list_runs(runs_dir) if r.progress and r.progress.state == RunState.SUCCEEDED]
         if not ended:
@@ -129,14 +131,22 @@ def report(
         run_id = ended[0]
     folder = open_run(runs_dir, run_id)
     if rebuild or not folder.report_file.exists():
-        words = [sys.executable, "-m", "jobs.report", "--run-dir", str(folder.path)]
-        done = subprocess.run(words, check=False, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise CommandError(f"the report could not be made: {done.stderr.strip() or done.stdout.strip()}")
+        _make_report(folder, settings.bars_path)
     if as_json:
         print_json({"run_id": run_id, "report": folder.report_file})
     else:
         sys.stdout.write(f"{folder.report_file}\n")
+
+
+def _make_report(folder: RunFolder, bars_dir: Path) -> None:
+    """With the bars the run was computed on; where they are not here any more, from what the run has kept of them."""
+    words = [sys.executable, "-m", "jobs.report", "--run-dir", str(folder.path)]
+    done = subprocess.run([*words, "--bars-dir", str(bars_dir)], check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        errors.print(f"without the bars: {done.stderr.strip()}")
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CommandError(f"the report could not be made: {done.stderr.strip() or done.stdout.strip()}")
 
 
 def settled(settings: Settings, folder: RunFolder) -> RunProgress:

@@ -122,7 +122,7 @@ class RaySettings(_Section):
     address: str | None = None
     gcs_port: int = Field(0, ge=0, le=65535)
     dashboard_port: int = Field(0, ge=0, le=65535)
-    num_cpus: int = Field(0, ge=0, description="logical CPUs Ray may use; 0 = twice the machine's")
+    num_cpus: int = Field(0, ge=0, description="logical CPUs Ray may use; 0 = the machine's and one more")
     object_store_mb: int = Field(512, ge=80)
     driver_num_cpus: float = Field(0.0, ge=0, le=64, description="CPUs of a job's driver; above 0 it leaves the head")
 

@@ -7,9 +7,12 @@ sent through the driver it would be lost with it.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +28,8 @@ from strategies.spec import Costs, Sizing
 # Exactly what Tune gives its actors. With the same for the whole job they move into workers that are already up; a
 # difference of one variable makes Ray start new ones.
 WORKER_ENVIRONMENT: Final = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+# On a desk in service orders come first; alone on a machine a sweep is as quick as ever. Ray's own value for workers.
+NICENESS: Final = 15
 # Enough bars to load every kernel, few enough to cost nothing.
 WARM_UP_BARS: Final = 32
 
@@ -71,6 +76,23 @@ def evaluate_block(config: dict[str, Any], work: Work) -> dict[str, Any]:
 def config_of(block: Block, rows: Float64Array | None = None) -> dict[str, Any]:
     """The trial of a block; with ``rows`` float64[m, k] where its sets are not those of ``Work.sets``."""
     return {"block": block.model_dump()} | ({} if rows is None else {"rows": rows.tolist()})
+
+
+def step_back(whole_session: bool = False) -> None:
+    """From now on this thread, and what it starts, computes when nobody else wants the processor.
+
+    ``whole_session``: so do all processes of this session, which a desktop's kernel otherwise gives a share of its own,
+    whatever their niceness (sched(7), "The autogroup feature").
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+    if whole_session:
+        with contextlib.suppress(OSError):  # a kernel without the feature
+            Path("/proc/self/autogroup").write_text(f"{NICENESS}\n")
+
+
+def is_job() -> bool:
+    """Whether Ray's Jobs API has started this process, in a session of its own."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def compute_here(

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from cluster.remote_runs import PACKAGED, sent, unpacked
 from cluster.run_folder import RunError, RunFolder, RunState
 from jobs import sweep
+from jobs.blocks import is_job, step_back
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,4 +92,5 @@ def _refused(text: str) -> int:
 
 
 if __name__ == "__main__":
+    step_back(whole_session=is_job())
     sys.exit(main())

@@ -29,10 +29,7 @@ from jobs.report_series import (
 from jobs.report_words import duration, label, minus, number, percent, set_text, title_of
 from strategies.model import Granularity
 
-NO_BARS: Final = (
-    "The bars were not at hand when this page was made. With them: "
-    "python -m jobs.report --run-dir RUN_FOLDER --bars-dir BAR_STORE."
-)
+NO_BARS: Final = "The bars were not at hand when this page was made. Where they are: desk report RUN --rebuild."
 DAY_RETURNS_MIN: Final = 60
 SCATTER_MAX: Final = 600
 # As report_style.html has it: the other rows are a click away.

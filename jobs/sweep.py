@@ -370,4 +370,5 @@ def _say(text: str, status: int) -> int:
 
 
 if __name__ == "__main__":
+    blocks.step_back(whole_session=blocks.is_job())
     sys.exit(main())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from strategies.base import Strategy
+from strategies.user_file import load, read
+
 GOOD = '''"""A cross of two averages, written by a user."""
 
 import math
@@ -110,3 +113,10 @@ def wrong(before: str, after: str, good: str = GOOD) -> tuple[str, int]:
     """``good`` with the one place that reads ``before`` replaced, and the line that place is at."""
     assert good.count(before) == 1, before
     return good.replace(before, after), good[: good.index(before)].count("\n") + 1
+
+
+def single(path: Path) -> Strategy:
+    """The strategy over one product that stands in the file."""
+    own = load(read(path))
+    assert isinstance(own, Strategy)
+    return own

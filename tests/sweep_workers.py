@@ -35,7 +35,8 @@ def begin(config: dict[str, Any], work: Work, begun_dir: Path) -> dict[str, Any]
         # Of the first block's time what was neither computing nor writing: kernels and strategies loaded.
         _BOOK.update(loading_s=round(spent_s - found["seconds"], 3))
     loaded, compiled = statistics()
-    _BOOK.update(loaded=loaded, compiled=compiled, blocks=_BOOK["blocks"] + 1)
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    _BOOK.update(loaded=loaded, compiled=compiled, niceness=niceness, blocks=_BOOK["blocks"] + 1)
     folder = work.folder.path / "workers"
     folder.mkdir(exist_ok=True)
     replace_file(folder / f"{os.getpid()}.json", json.dumps(_BOOK).encode())

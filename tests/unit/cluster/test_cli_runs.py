@@ -105,6 +105,24 @@ def test_the_page_is_made_with_the_gap_that_was_asked_for(store: BarStore, runs_
     assert json.loads(folder.honesty_file.read_text())["plan"]["gap_bars"] == 20
 
 
+def test_a_report_is_made_anew_with_the_bars_or_without_them(store: BarStore, runs_dir: Path) -> None:
+    folder = complete_run(runs_dir, store, make_spec())
+    folder.report_file.unlink()
+    figures = folder.path / "best" / "figures.json"
+    figures.unlink()
+    assert as_json("report a1")["report"] == str(folder.report_file)
+    assert figures.exists()
+    kept = figures.read_bytes()
+    for path in store.root.rglob("*.parquet"):
+        path.unlink()
+    result = desk("report a1 --rebuild")
+    assert result.exit_code == 0
+    assert "without the bars: refused:" in result.stderr
+    assert figures.read_bytes() == kept
+    folder.results_file.unlink()
+    assert desk("report a1 --rebuild").exit_code != 0
+
+
 def test_a_run_without_a_page_says_why(store: BarStore, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = prepare_run(runs_dir, store, make_spec(), "begun")
     assert "honesty: none yet: the run is PENDING" in shown(capsys, folder)

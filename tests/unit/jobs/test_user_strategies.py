@@ -18,15 +18,14 @@ from jobs.blocks import config_of
 from jobs.sweep import work_of
 from strategies.base import Strategy
 from strategies.user_errors import StrategyFileError
-from strategies.user_file import load, read
 from tests.run_samples import complete_run, cut, loaded, make_spec, make_store
-from tests.strategy_files import GOOD, written
+from tests.strategy_files import GOOD, single, written
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def own_strategy(folder: Path, text: str = GOOD) -> Strategy:
-    return load(read(written(folder, text)))
+    return single(written(folder, text))
 
 
 def spec_of(*strategies: str) -> Any:

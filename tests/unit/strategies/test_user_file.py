@@ -20,8 +20,8 @@ from strategies.registry import UnknownStrategy, get
 from strategies.spec import parse_spec
 from strategies.user_check import check
 from strategies.user_errors import StrategyFileError, sentence
-from strategies.user_file import BYTES_MAX, load, load_folder, read, write_into
-from tests.strategy_files import GOOD, TARGET, written, wrong
+from strategies.user_file import BYTES_MAX, load_folder, read, write_into
+from tests.strategy_files import GOOD, TARGET, single, written, wrong
 
 ROOT = Path(__file__).resolve().parents[3]
 BARS = made_up_bars(300)
@@ -48,7 +48,7 @@ def test_a_right_file_is_fit_to_run(tmp_path: Path) -> None:
 
 
 def test_it_computes_what_the_shipped_one_does(tmp_path: Path) -> None:
-    own = load(read(written(tmp_path)))
+    own = single(written(tmp_path))
     theirs = get("sma_cross")
     for fast, slow in ((2.0, 5.0), (5.0, 20.0), (40.0, 100.0)):
         mine = targets_of(own, np.array([fast, slow]), BARS)
@@ -225,7 +225,7 @@ def test_a_parameter_called_like_a_rule_is_refused(tmp_path: Path) -> None:
 def test_functions_keep_no_compiler_settings_of_their_own(tmp_path: Path) -> None:
     text = GOOD.replace("def above", "@njit(fastmath=True, parallel=True)\ndef above")
     text = text.replace("import numpy as np", "import numpy as np\nfrom numba import njit")
-    own = load(read(written(tmp_path, text)))
+    own = single(written(tmp_path, text))
     assert own.on_bar.targetoptions["inline"] == "always"  # type: ignore[attr-defined]
     above = sys.modules[own.on_bar.__module__].__dict__["above"]
     assert "fastmath" not in above.targetoptions
@@ -235,7 +235,7 @@ def test_functions_keep_no_compiler_settings_of_their_own(tmp_path: Path) -> Non
 def test_an_index_outside_is_an_error_in_compiled_code_and_told_with_bar_and_line(tmp_path: Path) -> None:
     # Right for the defaults, wrong for others: the check cannot know all sets, so the sweep must tell.
     text, line = wrong(TARGET, "    target = slow.ring[300] if vector[1] == 250.0 else 0.0\n")
-    own = load(read(written(tmp_path, text)))
+    own = single(written(tmp_path, text))
     assert targets_of(own, np.array([5.0, 20.0]), BARS).sum() == 0
     with pytest.raises(StrategyFileError) as caught:
         run_block(own, np.array([[5.0, 20.0], [5.0, 250.0]]), BARS, Costs())
@@ -245,7 +245,7 @@ def test_an_index_outside_is_an_error_in_compiled_code_and_told_with_bar_and_lin
 
 def test_a_target_out_of_range_in_a_sweep_names_the_bar(tmp_path: Path) -> None:
     text, _ = wrong(TARGET, "    target = 3.0 if vector[1] == 250.0 and state.bars == 41 else 0.0\n")
-    own = load(read(written(tmp_path, text)))
+    own = single(written(tmp_path, text))
     with pytest.raises(AccountingError, match="at bar 41: a target lies outside"):
         run_block(own, np.array([[5.0, 250.0]]), BARS, Costs())
 
@@ -292,17 +292,17 @@ def specification(strategy: str) -> dict[str, object]:
 
 
 def test_an_edited_file_is_another_strategy_beside_the_first(tmp_path: Path) -> None:
-    first = load(read(written(tmp_path)))
-    second = load(read(written(tmp_path, GOOD.replace("1.0 if quick > slow", "-1.0 if quick > slow"))))
+    first = single(written(tmp_path))
+    second = single(written(tmp_path, GOOD.replace("1.0 if quick > slow", "-1.0 if quick > slow")))
     assert first.name != second.name
     assert get(first.name) is first
     assert np.nanmax(targets_of(first, np.array([5.0, 20.0]), BARS)) == 1.0
     assert np.nanmin(targets_of(second, np.array([5.0, 20.0]), BARS)) == -1.0
-    assert load(read(written(tmp_path))) is first
+    assert single(written(tmp_path)) is first
 
 
 def test_a_run_keeps_its_copy_and_refuses_one_that_was_changed(tmp_path: Path) -> None:
-    own = load(read(written(tmp_path, GOOD + "\n# kept\n")))
+    own = single(written(tmp_path, GOOD + "\n# kept\n"))
     folder = tmp_path / "strategies"
     write_into(folder, ["sma_cross", own.name, own.name])
     [copy] = folder.iterdir()
@@ -335,7 +335,7 @@ print(json.dumps({"misses": cache_statistics(own.targets.loop)[1], "sharpe": met
 
 
 def test_a_second_worker_compiles_nothing_and_needs_only_the_runs_folder(tmp_path: Path) -> None:
-    own = load(read(written(tmp_path)))
+    own = single(written(tmp_path))
     folder = tmp_path / "run" / "strategies"
     folder.parent.mkdir()
     write_into(folder, [own.name])
