@@ -6,13 +6,14 @@ a block of one, so they are equal to the last bit. Memory: ``run_block`` needs O
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies import kernel, switches
+from strategies import kernel, scans, switches
 from strategies.base import RULES, AnyStrategy, Rules, SpecError, Strategy, full_matrix, full_vector, parameter_table
 from strategies.compiled import compiled, forget_stale, read_only
 from strategies.metrics import METRICS, MOMENTS, NS_PER_YEAR, metrics_of
@@ -174,8 +175,7 @@ def evaluate(
     left = list(range(len(rows)))
     if deciding.known is None:
         left = _left_by_switches(chosen, rows, series, costs, sizing, borders, Evaluation(metrics, moments))
-    for position in left:
-        target = _target(chosen, own[position], deciding)
+    for position, target in zip(left, _targets(chosen, own[left], deciding), strict=True):
         conditions = kernel.conditions_of(costs, sizing, rows[position, own.shape[1] :])
         outcome = _account(chosen, target, tape, conditions, tiers, borders, moments[position], trace)
         metrics[position] = metrics_of(outcome.tallies, series.years)
@@ -224,7 +224,7 @@ def _left_by_switches(
     own, rules = rows[:, : -len(RULES)], rows[:, -len(RULES) :]
     plain = np.zeros(len(rows), dtype=np.bool_)
     no_rules = Rules().vector()
-    if switches.applies(strategy) and kernel.plain(costs, sizing, no_rules, bool(series.prices_and_volume[4].all())):
+    if scans.applies(strategy) and kernel.plain(costs, sizing, no_rules, bool(series.prices_and_volume[4].all())):
         plain = (rules == no_rules).all(axis=1)
     if plain.any():
         terms = kernel.Terms(costs.fee_bps / 1e4, costs.slippage_bps / 1e4, costs.look_ahead, costs.initial_cash)
@@ -275,6 +275,13 @@ def _deciding(bars: Bars, series: _Series, decide_on: Granularity | None) -> _De
 def _target(strategy: Strategy, vector: Float64Array, deciding: _Deciding) -> Float64Array:
     target = strategy.targets(read_only(vector), *deciding.columns)
     return target if deciding.known is None else carried(target, deciding.known)
+
+
+def _targets(strategy: Strategy, rows: Float64Array, deciding: _Deciding) -> Iterator[Float64Array]:
+    """``_target`` of each of ``rows`` float64[m, k], but that 0 may stand for NaN."""
+    columns = Series(*deciding.columns)
+    found = scans.targets(strategy, rows, columns, switches.tile_bars(columns.close.size))
+    return found if deciding.known is None else (carried(target, deciding.known) for target in found)
 
 
 def _account(

@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba.core import config
 from numpy.typing import NDArray
 
 from strategies.base import Strategy
-from strategies.compiled import compiled, compiled_step, compiled_sums, read_only
+from strategies.compiled import compiled, compiled_step, compiled_sums
 from strategies.kernel import Book, Terms, carry_out
 from strategies.metrics import (
     EQUAL_WITHIN,
@@ -41,17 +40,12 @@ from strategies.metrics import (
     metrics_of,
 )
 from strategies.model import Float64Array, Int64Array
-from strategies.tables import WORD, Changes, Series, Windows, address, addresses, leading_zeros
+from strategies.scans import Scan
+from strategies.tables import WORD, Changes, Series, address, addresses, leading_zeros
 
 # Bars of a tile. It must not follow from the sets of a block: the running sums begin anew with each tile, so a set's
 # last digits would depend on which others it is computed with, and a sweep's table on how it was cut.
 TILE_BARS: Final = 1024
-# Sets whose changes are kept at once; each may change on every bar of a tile.
-SETS_AT_ONCE: Final = 1024
-# A call from Python takes as long as a set needs for several tiles: a *reach* is up to so many tiles, while its table
-# has no more values than fit a core's cache. Nothing in the results follows from it.
-TILES_AT_ONCE: Final = 16
-VALUES_AT_ONCE: Final = 2**16
 
 # A position is all in where the cash beside it is rounding, at its lowest too: the returns are the market's to as much.
 NO_CASH: Final = 1e-14
@@ -117,11 +111,6 @@ class Sums(NamedTuple):
     looked_up: bool
 
 
-def applies(strategy: Strategy) -> bool:
-    """Whether this engine can run ``strategy`` at all (without a compiler it cannot: there are no words of bits)."""
-    return strategy.switches is not None and not cast(Any, config).DISABLE_JIT
-
-
 def account_block(
     strategy: Strategy, rows: Float64Array, series: Series, terms: Terms, years: float, cuts: Int64Array
 ) -> tuple[Float64Array, Float64Array, NDArray[np.bool_]]:
@@ -153,27 +142,11 @@ class _Block:
         terms: Terms,
         cuts: Int64Array,
     ) -> None:
-        switches = strategy.switches
-        if switches is None:
-            raise AssertionError(f"{strategy.name} has no switches")
-        self.switches, self.rows, self.series, self.terms, self.cuts = switches, read_only(rows), series, terms, cuts
-        columns = [strategy.params.names().index(name) for name in switches.windows]
-        sizes, places = np.unique(rows[:, columns].astype(np.int64), return_inverse=True)
-        self.places = np.ascontiguousarray(places.reshape(len(rows), len(columns)).astype(np.int64))
-        per_bar, fixed = switches.memory
-        needs = per_bar * sizes + fixed
-        self.windows = Windows(sizes, np.cumsum(needs) - needs, np.zeros(int(needs.sum())))
+        self.rows, self.series, self.terms, self.cuts = rows, series, terms, cuts
         self.width = tile_bars(series.close.size)
-        self.at_once = min(len(rows), SETS_AT_ONCE)
-        values = sizes.size * switches.lines * self.width
-        tiles = min(TILES_AT_ONCE, VALUES_AT_ONCE // values, SETS_AT_ONCE // self.at_once)
-        self.reach = max(min(tiles, -(-series.close.size // self.width)), 1) * self.width
-        self.table = np.zeros((sizes.size, switches.lines, self.reach))
-        most = self.at_once * self.reach
-        self.changes = Changes(np.zeros(self.at_once + 1, dtype=np.int64), np.empty(most, np.int64), np.empty(most))
+        self.scan = Scan(strategy, rows, series, self.width)
         self.sums = np.zeros((self.width + 1, 8 if cuts.size else 4))
         self.extremes = np.empty((self.width.bit_length(), 2 * self.width))
-        self.carried = np.zeros((len(rows), 2))
         self.accounts = np.zeros(len(rows), dtype=ACCOUNT)
         for name in ("cash", "equity", "peak", "part_equity"):
             self.accounts[name] = terms.initial_cash
@@ -183,7 +156,7 @@ class _Block:
         """(begin, end) of the bars gone through at once, in order; none goes across a cut."""
         length = self.series.close.size
         borders = self.cuts.tolist() if self.cuts.size else [0, length]
-        starts = [at for a, b in itertools.pairwise(borders) for at in range(a, b, self.reach)]
+        starts = [at for a, b in itertools.pairwise(borders) for at in range(a, b, self.scan.reach)]
         return list(zip(starts, [*starts[1:], length], strict=True))
 
     def advance(self, begin: int, end: int) -> None:
@@ -191,17 +164,9 @@ class _Block:
         lag = 0 if self.terms.same_close else 1
         first, last = max(begin - lag, 0), end - lag
         price = self.series.close if self.terms.same_close else self.series.open
-        if last > first:
-            self.switches.table(self.series, first, last, self.windows, self.table)
-        for low in range(0, len(self.rows), self.at_once):
-            high = min(low + self.at_once, len(self.rows))
-            if last > first:
-                some = (self.rows[low:high], self.places[low:high])
-                self.switches.scan(*some, self.table, self.series, first, last, self.carried[low:high], self.changes)
-            else:
-                self.changes.first[:] = 0
-            looked_up = (price, self.series.close, self.sums, self.extremes)
-            _advance(self.accounts[low:high], self.changes, first + lag, begin, end, self.width, *looked_up, self.terms)
+        looked_up = (price, self.series.close, self.sums, self.extremes)
+        for low, high, changes in self.scan.changes(first, last):
+            _advance(self.accounts[low:high], changes, first + lag, begin, end, self.width, *looked_up, self.terms)
 
 
 def tile_bars(length: int) -> int:

@@ -17,9 +17,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from strategies import kernel, switches
+from strategies import kernel, scans, switches
 from strategies.backtest import AccountingError, BacktestSpec, Costs, Evaluation, evaluate, run, targets_of, warm
-from strategies.base import Strategy, own_parameters
+from strategies.base import Strategy, full_matrix, own_parameters
 from strategies.compiled import cache_statistics, read_only
 from strategies.metrics import METRICS
 from strategies.model import Bars, Float64Array, Granularity
@@ -168,13 +168,14 @@ def test_the_changes_found_are_those_of_the_targets(name: str, situation: dict[s
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short series go through many tiles, and rows through several turns."""
     monkeypatch.setattr(switches, "TILE_BARS", 64)
-    monkeypatch.setattr(switches, "SETS_AT_ONCE", 2)
+    monkeypatch.setattr(scans, "SETS_AT_ONCE", 2)
+    monkeypatch.setattr(scans, "TARGETS_AT_ONCE", 300)
 
 
 def general(strategy: Strategy, *arguments: Any, **named: Any) -> Evaluation | AccountingError:
     """The same evaluation without the engine of changes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(switches, "applies", lambda _: False)
+        patch.setattr(scans, "applies", lambda _: False)
         return attempt(strategy, *arguments, **named)
 
 
@@ -201,6 +202,36 @@ def test_evaluations_equal_those_of_the_general_loop(name: str, situation: dict[
             assert str(fast) == str(slow)
         else:
             assert_equal(fast, slow)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", SWITCHING)
+@given(situation=situations())
+@settings(max_examples=100, deadline=None)
+def test_targets_filled_in_from_the_changes_give_the_same_bits_under_every_rule(
+    name: str, situation: dict[str, Any]
+) -> None:
+    """Sets with rules are accounted bar by bar; those that differ in their rules alone share their targets."""
+    strategy = STRATEGIES[name]
+    own = rows_of(strategy, situation["seed"], situation["sets"], situation["longest"])
+    rows = full_matrix(strategy, own[np.repeat(np.arange(len(own)), 2)])
+    rows[:, own.shape[1]] = np.tile([0.02, 0.3], len(own))
+    costs = Costs(**{name: situation[name] for name in ("fill", "fee_bps", "slippage_bps", "initial_cash")})
+    fast = attempt(strategy, rows, situation["bars"], costs, cuts=situation["cuts"])
+    slow = general(strategy, rows, situation["bars"], costs, cuts=situation["cuts"])
+    if isinstance(slow, AccountingError) or isinstance(fast, AccountingError):
+        assert str(fast) == str(slow)
+        return
+    np.testing.assert_array_equal(fast.metrics, slow.metrics)
+    np.testing.assert_array_equal(fast.moments, slow.moments)
+
+
+def test_targets_of_rows_that_return_later_are_right(small_tiles: None) -> None:
+    strategy, bars = STRATEGIES["sma_cross"], made_up_bars("walk", 12, 1_000)
+    rows = np.array([[2.0, 9.0, 1.0], [2.0, 9.0, 1.0], [5.0, 20.0, 0.0], [2.0, 9.0, 1.0], [3.0, 9.0, 1.0]])
+    found = list(scans.targets(strategy, rows, series_of(bars), switches.tile_bars(1_000)))
+    assert [steps_of(target) for target in found] == [steps_of(targets_of(strategy, row, bars)) for row in rows]
+    assert list(scans.targets(strategy, rows[:0], series_of(bars), 64)) == []
 
 
 def assert_equal(fast: Evaluation, slow: Evaluation) -> None:
