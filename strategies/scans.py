@@ -87,7 +87,7 @@ def targets(strategy: Strategy, rows: Float64Array, series: Series, width: int) 
     new = np.append(True, (rows[1:] != rows[:-1]).any(axis=1))
     starts = np.flatnonzero(new)
     repeats = np.diff(np.append(starts, len(rows)))
-    at_once = max(1, TARGETS_AT_ONCE // series.close.size)
+    at_once = max(1, TARGETS_AT_ONCE // max(1, series.close.size))
     for begin in range(0, starts.size, at_once):
         chosen = starts[begin : begin + at_once]
         for target, count in zip(_different(strategy, rows[chosen], series, width), repeats[begin:], strict=False):

@@ -232,6 +232,8 @@ def test_targets_of_rows_that_return_later_are_right(small_tiles: None) -> None:
     found = list(scans.targets(strategy, rows, series_of(bars), switches.tile_bars(1_000)))
     assert [steps_of(target) for target in found] == [steps_of(targets_of(strategy, row, bars)) for row in rows]
     assert list(scans.targets(strategy, rows[:0], series_of(bars), 64)) == []
+    nothing = Series(*(column[:0] for column in series_of(bars)))  # decided on longer bars, of which none is complete
+    assert [len(target) for target in scans.targets(strategy, rows, nothing, 64)] == [0] * 5
 
 
 def assert_equal(fast: Evaluation, slow: Evaluation) -> None:
