@@ -18,6 +18,8 @@ from typing import Any, Final
 from cluster.run_folder import RunFolder, replace_file
 from jobs.blocks import Work
 
+# A sweep of one block has one worker, whatever the cluster.
+MEET_S: Final = 60.0
 # What this process has written so far; a worker computes many blocks.
 _BOOK: Final[dict[str, Any]] = {}
 
@@ -27,7 +29,11 @@ def begin(config: dict[str, Any], work: Work, begun_dir: Path) -> dict[str, Any]
     from jobs import trials
     from tests.cold_worker import age_s, statistics
 
-    age, began_s = age_s(), time.perf_counter()
+    age, folder = age_s(), work.folder.path / "workers"
+    folder.mkdir(exist_ok=True)
+    if not _BOOK:
+        _meet(folder)
+    began_s = time.perf_counter()
     found = trials._begin(config, work, begun_dir)
     if not _BOOK:
         spent_s = time.perf_counter() - began_s
@@ -37,10 +43,19 @@ def begin(config: dict[str, Any], work: Work, begun_dir: Path) -> dict[str, Any]
     loaded, compiled = statistics()
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
     _BOOK.update(loaded=loaded, compiled=compiled, niceness=niceness, blocks=_BOOK["blocks"] + 1)
-    folder = work.folder.path / "workers"
-    folder.mkdir(exist_ok=True)
     replace_file(folder / f"{os.getpid()}.json", json.dumps(_BOOK).encode())
     return found
+
+
+def _meet(folder: Path) -> None:
+    """Wait for another worker: the first one that was up has sometimes done everything alone."""
+    import ray
+
+    (folder / f"{os.getpid()}.begun").touch()
+    wanted = min(2, int(ray.cluster_resources()["CPU"]))  # type: ignore[no-untyped-call]
+    deadline_s = time.monotonic() + MEET_S
+    while len(list(folder.glob("*.begun"))) < wanted and time.monotonic() < deadline_s:
+        time.sleep(0.01)
 
 
 def swept(folder: RunFolder, bars_dir: Path, environment: Mapping[str, str]) -> list[dict[str, Any]]:
