@@ -36,6 +36,8 @@ TRIAL_COST_S: Final = 0.02
 DRIVER_SHARE_MAX: Final = 0.5
 # Tables that a block's sets share cost the same for few sets as for many: they may be this part of a block.
 FIXED_SHARE_MAX: Final = 0.05
+# A block of so many times fewer sets has too few of the tables to tell what they cost a larger one.
+FEW_TABLES: Final = 16
 # A cut may move by so much to where an early parameter changes, which is where the fewest tables are shared.
 SHORTER: Final = 0.6
 LONGER: Final = 1.3
@@ -184,7 +186,7 @@ class _Grid:
     largest: int = 0
     fixed_s: float = 0.0
     split: bool = False
-    _smallest: tuple[int, float] | None = None
+    _seconds: dict[int, float] = field(default_factory=dict)
     _gaps: list[tuple[int, int]] = field(default_factory=list)
     left: int = 0
 
@@ -222,13 +224,20 @@ class _Grid:
         return max((self.set_cost_s or 0.0) - self.fixed_s / max(self.largest, 1), 0.0)
 
     def _split(self, size: int, seconds: float) -> None:
-        """What of a block's seconds is paid for any number of sets: a line through a small block and a large one."""
-        if self._smallest is None or size < self._smallest[0]:
-            self._smallest = (size, seconds)
-        few, few_s = self._smallest
-        if size >= 2 * few:
-            self.split = True
-            self.fixed_s = min(max(0.0, few_s - few * (seconds - few_s) / (size - few)), few_s)
+        """What of a block's seconds is paid for any number of sets: a line through a small block and a large one.
+
+        Far smaller blocks have few tables and say nothing of a large one's; of the others the least is believed,
+        because a block on a slow worker looks as if it were all tables.
+        """
+        told = [
+            few_s - few * (seconds - few_s) / (size - few)
+            for few, few_s in self._seconds.items()
+            if 2 * few <= size <= FEW_TABLES * few
+        ]
+        self.split = self.split or bool(told)
+        if told:
+            self.fixed_s = min(max(0.0, min(told)), seconds)
+        self._seconds[size] = min(seconds, self._seconds.get(size, seconds))
 
     def remove(self, start: int, stop: int) -> None:
         """The sets from ``start`` to ``stop`` are done."""
