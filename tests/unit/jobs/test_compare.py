@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +16,10 @@ from cluster.run_compare import ComparedRun, compare, read_run
 from cluster.runs import RunFolder
 from jobs import compare as page_of_runs
 from jobs.compare import main, write_page
+from tests.html_page import Page
 from tests.run_samples import complete_run, make_spec, make_store
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&"
-
-
-class Page(HTMLParser):
-    """The texts and elements of a page; what is inside script elements by their id."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.scripts: dict[str, str] = {}
-        self._inside = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._inside = f"{tag}#{dict(attrs).get('id', '')}" if tag in {"script", "style"} else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.scripts[self._inside] = self.scripts.get(self._inside, "") + data
-        else:
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-    @property
-    def data(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads(self.scripts["script#data"])
-        return loaded
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +59,8 @@ def test_the_page_shows_answer_differences_and_both_curves(folders: list[RunFold
 
 def test_the_page_loads_nothing(folders: list[RunFolder], tmp_path: Path) -> None:
     shown = page(tmp_path / "a.html", [read_run(folder) for folder in folders])
-    assert not [name for name, attributes in shown.elements if {"src", "href"} & attributes.keys()]
-    (policy,) = [a["content"] for _, a in shown.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert not [name for name, attributes in shown.tagged if {"src", "href"} & attributes.keys()]
+    (policy,) = [a["content"] for _, a in shown.tagged if a.get("http-equiv") == "Content-Security-Policy"]
     assert str(policy).startswith("default-src 'none'")
 
 
@@ -108,8 +74,8 @@ def test_text_from_outside_stays_text(folders: list[RunFolder], tmp_path: Path) 
     bad = dataclasses.replace(run, honesty=honesty, table=table, record=record, spec=spec, summary=summary)
     shown = page(tmp_path / "a.html", [bad, dataclasses.replace(bad, folder=RunFolder(Path(EVIL)))])
     assert EVIL.rpartition("/")[2] in shown.text
-    assert "img" not in [name for name, _ in shown.elements]
-    assert [name for name, _ in shown.elements].count("script") == 3
+    assert "img" not in shown.elements
+    assert shown.elements.count("script") == 3
     assert shown.data["pairs"][0]["text"][0].startswith(EVIL)
 
 

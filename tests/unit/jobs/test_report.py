@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from jobs.report_tables import differing_fields
 from jobs.sweep import Reporter, finish, plan_of, work_of
 from strategies.user_file import load, read
 from tests.bar_samples import NEW_YEAR_NS
+from tests.html_page import Page
 from tests.run_samples import complete_run, loaded, make_spec, make_store, one_set_spec, wavy_bars
 from tests.strategy_files import GOOD, written
 
@@ -30,39 +30,6 @@ HOUR_NS = 3_600 * 10**9
 @pytest.fixture
 def store(tmp_path: Path) -> BarStore:
     return make_store(tmp_path / "bars")
-
-
-class Page(HTMLParser):
-    """The texts, elements and attributes of a page; what is inside script and style elements apart."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.ids: set[str] = set()
-        self.texts: list[str] = []
-        self.scripts: dict[str, str] = {}
-        self._inside = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append(tag)
-        self.attributes += attrs
-        self.ids |= {value for name, value in attrs if name == "id" and value}
-        self._inside = f"{tag}#{dict(attrs).get('id', '')}" if tag in {"script", "style"} else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.scripts[self._inside] = self.scripts.get(self._inside, "") + data
-        else:
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
 
 
 def page_of(folder: RunFolder) -> Page:
@@ -81,7 +48,7 @@ def test_the_report_shows_run_best_set_and_leaderboard(store: BarStore, tmp_path
         assert fact in page.text
     assert f"Sweep of {record.set_count} parameter sets" in page.text
     assert f"{best['total_return'] * 100:+.1f}\u00a0%".replace("-", "−") in "".join(page.texts)
-    data = json.loads(page.scripts["script#data"])
+    data = page.data
     assert {strategy["title"] for strategy in data["heat"]["maps"]} == {"SMA cross", "RSI mean reversion"}
     assert len(data["sets"]) == 4
     assert [one["set_id"] for one in data["sets"]] == [row["set_id"] for row in folder.leaderboard(4)]
@@ -102,7 +69,7 @@ def test_a_run_on_real_bars_does_not_say_simulated(tmp_path: Path) -> None:
 
 def test_what_a_single_backtest_cannot_have_is_said_and_not_drawn(store: BarStore, tmp_path: Path) -> None:
     page = page_of(complete_run(tmp_path / "runs", store, one_set_spec()))
-    data = json.loads(page.scripts["script#data"])
+    data = page.data
     assert data["heat"]["maps"] == []
     assert not {"heat-plot", "walk-bars", "logits", "paths", "study-best"} & page.ids
     for sentence in ("No parameter varies", "No walk-forward: one set", "No probability of backtest", "is no search"):
