@@ -20,6 +20,16 @@ _CLOSE_S_MAX: Final = 0.2
 _Result = TypeVar("_Result")
 
 
+class _Kept(ClientConnection):
+    """Keeps its socket, which a TLS transport that has come to its end no longer tells."""
+
+    socket: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.socket = transport.get_extra_info("socket")
+
+
 class Connection:
     """A WebSocket connection that is read and written by one thread of its own.
 
@@ -34,7 +44,6 @@ class Connection:
         context = ssl.create_default_context(cafile=str(simulator.state_dir / "ca.pem"))
         try:
             self._bare = self._run(self._open(f"wss://{simulator.host_port}{path}", context))
-            self._socket = self._bare.transport.get_extra_info("socket")
         except BaseException:
             self._end()
             raise
@@ -53,15 +62,28 @@ class Connection:
             self._run(self._shut())
             self._end()
 
-    async def _open(self, url: str, context: ssl.SSLContext) -> ClientConnection:
-        return await connect(url, ssl=context, open_timeout=_OPEN_S_MAX, close_timeout=_CLOSE_S_MAX)
+    async def _open(self, url: str, context: ssl.SSLContext) -> _Kept:
+        times: dict[str, Any] = {"open_timeout": _OPEN_S_MAX, "close_timeout": _CLOSE_S_MAX}
+        opening = connect(url, ssl=context, create_connection=_Kept, **times)
+        try:
+            await opening
+        except BaseException:
+            await self._free(getattr(opening, "connection", None))
+            raise
+        assert isinstance(opening.connection, _Kept)
+        return opening.connection
 
     async def _shut(self) -> None:
         await self._bare.close()
-        self._bare.transport.abort()
-        # The transport frees its socket in one of the loop's next turns; left behind, it would fail some later test.
-        while self._socket.fileno() != -1:
-            await asyncio.sleep(0)
+        await self._free(self._bare)
+
+    @staticmethod
+    async def _free(connection: ClientConnection | None) -> None:
+        """Wait until the socket is closed; left behind, as one that was refused once was, it fails some later test."""
+        if isinstance(connection, _Kept) and connection.socket is not None:
+            connection.transport.abort()
+            while connection.socket.fileno() != -1:
+                await asyncio.sleep(0)
 
     def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_S + _OPEN_S_MAX)
