@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class Journal:
         new = not path.exists()
         self.past = self._read()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # Whoever lets a journal go without closing it, as tests of a killed process do, keeps no descriptor.
+        self._let_go = weakref.finalize(self, os.close, self._file)
         if new:
             _sync_folder(path.parent)
         self.length = os.fstat(self._file).st_size
@@ -109,7 +112,7 @@ class Journal:
             if self._failure is None:
                 self.sync()
         finally:
-            os.close(self._file)
+            self._let_go()
 
     def _read(self) -> list[Event]:
         if not self.path.exists():
