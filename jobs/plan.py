@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.run_folder import Block
-from strategies.model import Float64Array
+from strategies.model import Float64Array, Int64Array
+from strategies.nearness import steps
+from strategies.registry import find
 
 ParameterSets = Sequence[tuple[str, Float64Array]]
 
@@ -38,9 +39,9 @@ DRIVER_SHARE_MAX: Final = 0.5
 FIXED_SHARE_MAX: Final = 0.05
 # A block of so many times fewer sets has too few of the tables to tell what they cost a larger one.
 FEW_TABLES: Final = 16
-# A cut may move by so much to where an early parameter changes, which is where the fewest tables are shared.
-SHORTER: Final = 0.6
-LONGER: Final = 1.3
+# A cut may move by so much to where the fewest tables are shared: from half to twice there is a whole square of them.
+SHORTER: Final = 0.65
+LONGER: Final = 1.35
 
 
 class Source(Protocol):
@@ -71,7 +72,7 @@ class GridPlan:
         self._grids: list[_Grid] = []
         first = 0
         for number, (strategy, matrix) in enumerate(sets):
-            self._grids.append(_Grid(number, strategy, first, len(matrix), levels_of(matrix)))
+            self._grids.append(_Grid(number, strategy, first, len(matrix), steps(find(strategy), matrix)))
             first += len(matrix)
         for block in finished_blocks:
             for grid in self._grids:
@@ -164,15 +165,6 @@ def block_seconds(left_s: float, workers: int, fixed_s: float = 0.0) -> float:
     return min(most_s, max(least_s, left_s / (BLOCKS_PER_WORKER * workers)))
 
 
-def levels_of(matrix: Float64Array) -> NDArray[np.int8]:
-    """int8[m]: the first column in which each row differs from the one before (the number of columns: in none)."""
-    levels = np.zeros(len(matrix), dtype=np.int8)
-    levels[1:] = matrix.shape[1]
-    for column in reversed(range(matrix.shape[1])):
-        levels[1:][matrix[1:, column] != matrix[:-1, column]] = column
-    return levels
-
-
 @dataclass
 class _Grid:
     """One grid: which of its sets nobody has begun, and what a set of it costs."""
@@ -181,7 +173,7 @@ class _Grid:
     strategy: str
     first: int
     count: int
-    levels: NDArray[np.int8]
+    steps: Int64Array
     set_cost_s: float | None = None
     largest: int = 0
     fixed_s: float = 0.0
@@ -196,7 +188,7 @@ class _Grid:
             self.left = self.count
 
     def cut(self, size: int) -> Block:
-        """Take about ``size`` sets from the first gap, up to where an early parameter changes."""
+        """Take about ``size`` sets from the first gap, up to where the fewest windows are shared with the next."""
         start, end = self._gaps[0]
         stop = self._seam(start, size, end)
         self._gaps[0:1] = [(stop, end)] if stop < end else []
@@ -207,8 +199,8 @@ class _Grid:
         if end - start <= LONGER * size:
             return end
         low, high = start + max(1, math.ceil(SHORTER * size)), start + max(1, int(LONGER * size))
-        levels = self.levels[low - self.first : high - self.first + 1]
-        places = np.flatnonzero(levels == levels.min())
+        steps_here = self.steps[low - self.first : high - self.first + 1]
+        places = np.flatnonzero(steps_here == steps_here.max())
         return low + int(places[np.argmin(np.abs(places + low - start - size))])
 
     def measured(self, size: int, seconds: float) -> None:

@@ -279,8 +279,7 @@ def _target(strategy: Strategy, vector: Float64Array, deciding: _Deciding) -> Fl
 
 def _targets(strategy: Strategy, rows: Float64Array, deciding: _Deciding) -> Iterator[Float64Array]:
     """``_target`` of each of ``rows`` float64[m, k], but that 0 may stand for NaN."""
-    columns = Series(*deciding.columns)
-    found = scans.targets(strategy, rows, columns, switches.tile_bars(columns.close.size))
+    found = scans.targets(strategy, rows, Series(*deciding.columns))
     return found if deciding.known is None else (carried(target, deciding.known) for target in found)
 
 

@@ -299,7 +299,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
     while i < bars:
         if interest and book.units != 0.0 and not charged and i > 0:
             span = days[i] - days[i - 1]
-            owed = _interest(
+            owed = interest_owed(
                 book.cash, book.units * close[i - 1], conditions.funding_per_day, conditions.borrow_per_day
             )
             book = with_cash(book, book.cash - owed * span)
@@ -314,7 +314,7 @@ def simulate(  # noqa: C901 -- one loop on purpose: its state stays in registers
                 if not (stopping and trades) or book.units == 0.0 or aim == 0.0:
                     continue
                 if low[i] <= under or high[i] >= over:
-                    price = _stop_price(book.units, open_[i], high[i], low[i], under, over, conditions.target_first)
+                    price = stop_price(book.units, open_[i], high[i], low[i], under, over, conditions.target_first)
                     aim = 0.0
                     pending = True
                 elif trailing:
@@ -564,7 +564,7 @@ def volatility_of(close: Float64Array, days: Float64Array, window: int) -> Float
 
 
 @compiled
-def _stop_price(
+def stop_price(
     units: float, open_: float, high: float, low: float, under: float, over: float, target_first: bool
 ) -> float:
     """Where a bar that reaches ``under`` or ``over`` closes the position, before slippage."""
@@ -576,7 +576,7 @@ def _stop_price(
 
 
 @compiled
-def _interest(cash: float, value: float, funding_per_day: float, borrow_per_day: float) -> float:
+def interest_owed(cash: float, value: float, funding_per_day: float, borrow_per_day: float) -> float:
     """What a position worth ``value`` (a short: below 0) pays a day."""
     borrowed = -value if value < 0.0 else max(-cash, 0.0)
     return funding_per_day * value + borrow_per_day * borrowed

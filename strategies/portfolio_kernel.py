@@ -62,8 +62,8 @@ from strategies.kernel import (
     TARGET_OUT_OF_RANGE,
     TIER_DAYS,
     Outcome,
-    _interest,
-    _stop_price,
+    interest_owed,
+    stop_price,
 )
 from strategies.metrics import EQUAL_WITHIN
 from strategies.model import Float64Array, Int64Array
@@ -296,7 +296,7 @@ def _charge(books: Account, money: Money, tape: Tape, conditions: Conditions, ba
         value = books.units[q] * tape.last_close[bar - 1, q]
         if value != 0.0:
             share = value / long if value > 0.0 else 0.0
-            owed = _interest(borrowing * share, value, conditions.funding_per_day, conditions.borrow_per_day)
+            owed = interest_owed(borrowing * share, value, conditions.funding_per_day, conditions.borrow_per_day)
             before = cash
             cash = cash - owed * span
             books.flows[q] += cash - before
@@ -595,7 +595,7 @@ def _within(books: Account, money: Money, tape: Tape, terms: Terms, trace: Trace
         cash = _free_cash(books, money, tape, conditions, bar, q) if conditions.leverage > 1.0 else money.book.cash
         under, over = levels(cash, units[q], books.entry[q], books.best[q], conditions)
         if low <= under or high >= over:
-            stop = _stop_price(units[q], tape.open[bar, q], high, low, under, over, conditions.target_first)
+            stop = stop_price(units[q], tape.open[bar, q], high, low, under, over, conditions.target_first)
             _give_up(books, q)
             books.orders[q] = 0.0
             buying = units[q] < 0.0

@@ -7,6 +7,7 @@ takes a fraction of the time of the strategy's own loop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
@@ -16,8 +17,11 @@ from numba.core import config
 from strategies.base import Strategy
 from strategies.compiled import compiled, read_only
 from strategies.model import Float64Array
-from strategies.tables import Changes, Series, Windows
+from strategies.tables import WORD, Changes, Series, Windows
 
+# Bars of a tile. It must not follow from the sets of a block: the running sums begin anew with each tile, so a set's
+# last digits would depend on which others it is computed with, and a sweep's table on how it was cut.
+TILE_BARS: Final = 1024
 # Sets whose changes are kept at once; each may change on every bar of a tile.
 SETS_AT_ONCE: Final = 1024
 # A call from Python takes as long as a set needs for several tiles: a *reach* is up to so many tiles, while its table
@@ -39,11 +43,12 @@ class Scan:
     ``width`` is the length of a tile in bars; ``reach`` how many bars ``changes`` may be asked for at once.
     """
 
-    def __init__(self, strategy: Strategy, rows: Float64Array, series: Series, width: int) -> None:
+    def __init__(self, strategy: Strategy, rows: Float64Array, series: Series) -> None:
         switches = strategy.switches
         if switches is None:
             raise AssertionError(f"{strategy.name} has no switches")
         self.switches, self.rows, self.series = switches, read_only(rows), series
+        self.width = width = tile_bars(series.close.size)
         columns = [strategy.params.names().index(name) for name in switches.windows]
         sizes, places = np.unique(rows[:, columns].astype(np.int64), return_inverse=True)
         self.places = np.ascontiguousarray(places.reshape(len(rows), len(columns)).astype(np.int64))
@@ -77,7 +82,12 @@ class Scan:
             yield low, high, self.found
 
 
-def targets(strategy: Strategy, rows: Float64Array, series: Series, width: int) -> Iterator[Float64Array]:
+def tile_bars(length: int) -> int:
+    """How many bars a tile has in a series of so many: a power of two."""
+    return min(TILE_BARS, int(2 ** math.ceil(math.log2(max(length, WORD)))))
+
+
+def targets(strategy: Strategy, rows: Float64Array, series: Series) -> Iterator[Float64Array]:
     """The target float64[n] of each of own parameters ``rows`` float64[m, k]; while it warms up it may be 0 or NaN.
 
     Of equal rows that follow each other it is made once; an array must not be written to.
@@ -90,17 +100,17 @@ def targets(strategy: Strategy, rows: Float64Array, series: Series, width: int) 
     at_once = max(1, TARGETS_AT_ONCE // max(1, series.close.size))
     for begin in range(0, starts.size, at_once):
         chosen = starts[begin : begin + at_once]
-        for target, count in zip(_different(strategy, rows[chosen], series, width), repeats[begin:], strict=False):
+        for target, count in zip(_different(strategy, rows[chosen], series), repeats[begin:], strict=False):
             for _ in range(count):
                 yield target
 
 
-def _different(strategy: Strategy, rows: Float64Array, series: Series, width: int) -> Iterator[Float64Array]:
+def _different(strategy: Strategy, rows: Float64Array, series: Series) -> Iterator[Float64Array]:
     if not applies(strategy):
         for row in rows:
             yield strategy.targets(read_only(row), *series)
         return
-    scan = Scan(strategy, np.ascontiguousarray(rows), series, width)
+    scan = Scan(strategy, np.ascontiguousarray(rows), series)
     length = series.close.size
     made, standing = np.empty((len(rows), length)), np.zeros(len(rows))
     for first in range(0, length, scan.reach):

@@ -34,6 +34,7 @@ from strategies.base import (
 from strategies.cross_section import CrossSection
 from strategies.metrics import METRICS
 from strategies.model import Float64Array, Granularity
+from strategies.nearness import places
 from strategies.panel import PRODUCTS_MAX, quote_currency
 from strategies.registry import CROSS_SECTIONS, STRATEGIES, find
 from strategies.resample import ResampleError, require_multiple
@@ -386,13 +387,15 @@ class StrategyGrid(_Spec):
     def combinations(self) -> tuple[Float64Array, int]:
         """float64[m, k] and how many were dropped because they break a rule between parameters (fast < slow).
 
-        Columns are as in ``parameter_table``, rules last; the last one in that order varies fastest.
+        Columns are as in ``parameter_table``, rules last. Sets that share windows are near each other
+        (strategies/nearness.py); else, and among those with the same windows, the last column varies fastest.
         """
         strategy = find(self.strategy)
         columns = [self._values(info) for info in parameter_table(strategy)]
         full = np.stack([column.ravel() for column in np.meshgrid(*columns, indexing="ij")], axis=1)
         kept = full[strategy.params.keeps_order(full)]
-        return np.ascontiguousarray(kept), len(full) - len(kept)
+        order = np.argsort(places(strategy, kept), kind="stable")
+        return np.ascontiguousarray(kept[order]), len(full) - len(kept)
 
     def highest(self, name: str) -> float:
         """The largest value that the grid asks for a parameter; 0 where it does not name it."""

@@ -43,10 +43,6 @@ from strategies.model import Float64Array, Int64Array
 from strategies.scans import Scan
 from strategies.tables import WORD, Changes, Series, address, addresses, leading_zeros
 
-# Bars of a tile. It must not follow from the sets of a block: the running sums begin anew with each tile, so a set's
-# last digits would depend on which others it is computed with, and a sweep's table on how it was cut.
-TILE_BARS: Final = 1024
-
 # A position is all in where the cash beside it is rounding, at its lowest too: the returns are the market's to as much.
 NO_CASH: Final = 1e-14
 # Below this an equity has lost digits, and with them the proportion to the close.
@@ -143,10 +139,10 @@ class _Block:
         cuts: Int64Array,
     ) -> None:
         self.rows, self.series, self.terms, self.cuts = rows, series, terms, cuts
-        self.width = tile_bars(series.close.size)
-        self.scan = Scan(strategy, rows, series, self.width)
-        self.sums = np.zeros((self.width + 1, 8 if cuts.size else 4))
-        self.extremes = np.empty((self.width.bit_length(), 2 * self.width))
+        self.scan = Scan(strategy, rows, series)
+        width = self.scan.width
+        self.sums = np.zeros((width + 1, 8 if cuts.size else 4))
+        self.extremes = np.empty((width.bit_length(), 2 * width))
         self.accounts = np.zeros(len(rows), dtype=ACCOUNT)
         for name in ("cash", "equity", "peak", "part_equity"):
             self.accounts[name] = terms.initial_cash
@@ -166,12 +162,7 @@ class _Block:
         price = self.series.close if self.terms.same_close else self.series.open
         looked_up = (price, self.series.close, self.sums, self.extremes)
         for low, high, changes in self.scan.changes(first, last):
-            _advance(self.accounts[low:high], changes, first + lag, begin, end, self.width, *looked_up, self.terms)
-
-
-def tile_bars(length: int) -> int:
-    """How many bars a tile has in a series of so many: a power of two."""
-    return min(TILE_BARS, int(2 ** math.ceil(math.log2(max(length, WORD)))))
+            _advance(self.accounts[low:high], changes, first + lag, begin, end, self.scan.width, *looked_up, self.terms)
 
 
 @compiled

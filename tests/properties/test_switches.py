@@ -167,7 +167,7 @@ def test_the_changes_found_are_those_of_the_targets(name: str, situation: dict[s
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short series go through many tiles, and rows through several turns."""
-    monkeypatch.setattr(switches, "TILE_BARS", 64)
+    monkeypatch.setattr(scans, "TILE_BARS", 64)
     monkeypatch.setattr(scans, "SETS_AT_ONCE", 2)
     monkeypatch.setattr(scans, "TARGETS_AT_ONCE", 300)
 
@@ -229,11 +229,11 @@ def test_targets_filled_in_from_the_changes_give_the_same_bits_under_every_rule(
 def test_targets_of_rows_that_return_later_are_right(small_tiles: None) -> None:
     strategy, bars = STRATEGIES["sma_cross"], made_up_bars("walk", 12, 1_000)
     rows = np.array([[2.0, 9.0, 1.0], [2.0, 9.0, 1.0], [5.0, 20.0, 0.0], [2.0, 9.0, 1.0], [3.0, 9.0, 1.0]])
-    found = list(scans.targets(strategy, rows, series_of(bars), switches.tile_bars(1_000)))
+    found = list(scans.targets(strategy, rows, series_of(bars)))
     assert [steps_of(target) for target in found] == [steps_of(targets_of(strategy, row, bars)) for row in rows]
-    assert list(scans.targets(strategy, rows[:0], series_of(bars), 64)) == []
+    assert list(scans.targets(strategy, rows[:0], series_of(bars))) == []
     nothing = Series(*(column[:0] for column in series_of(bars)))  # decided on longer bars, of which none is complete
-    assert [len(target) for target in scans.targets(strategy, rows, nothing, 64)] == [0] * 5
+    assert [len(target) for target in scans.targets(strategy, rows, nothing)] == [0] * 5
 
 
 def assert_equal(fast: Evaluation, slow: Evaluation) -> None:
@@ -387,7 +387,7 @@ def test_an_evaluation_does_not_depend_on_the_rows_beside_it_or_on_the_tiles(mon
     rows = rows_of(strategy, 6, 40, 300)
     exact = [METRICS.index(name) for name in EXACT]
     together = evaluate(strategy, rows, bars, Costs()).metrics
-    monkeypatch.setattr(switches, "TILE_BARS", 64)
+    monkeypatch.setattr(scans, "TILE_BARS", 64)
     alone = np.concatenate([evaluate(strategy, row[np.newaxis], bars, Costs()).metrics for row in rows])
     np.testing.assert_array_equal(together[:, exact], alone[:, exact])
     np.testing.assert_allclose(together, alone, rtol=1e-9)

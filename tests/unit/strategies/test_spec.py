@@ -214,7 +214,7 @@ def test_a_bad_backtest_is_refused(data: Any, field: str, rule: str) -> None:
     assert rule in caught.value.rule
 
 
-def test_a_sweep_becomes_matrices_in_grid_order() -> None:
+def test_a_sweep_becomes_matrices_whose_neighbours_share_windows() -> None:
     spec = parse_spec(sweep())
     assert spec.count() == 6
     assert spec.dropped() == 0
@@ -222,7 +222,8 @@ def test_a_sweep_becomes_matrices_in_grid_order() -> None:
     assert name == "sma_cross"
     assert matrix.dtype == np.float64
     assert matrix.flags.c_contiguous
-    assert matrix[:, :3].tolist() == [[f, s, 0.0] for f in (5.0, 10.0) for s in (20.0, 30.0, 40.0)]
+    windows = [(5.0, 20.0), (5.0, 30.0), (10.0, 20.0), (10.0, 30.0), (5.0, 40.0), (10.0, 40.0)]
+    assert matrix[:, :3].tolist() == [[fast, slow, 0.0] for fast, slow in windows]
     assert matrix[:, 3:].tolist() == [Rules().vector().tolist()] * 6
 
 
