@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.run_folder import Block
-from strategies.model import Float64Array, Int64Array
+from strategies.model import Float64Array
 from strategies.nearness import steps
 from strategies.registry import find
 
@@ -173,7 +174,7 @@ class _Grid:
     strategy: str
     first: int
     count: int
-    steps: Int64Array
+    steps: NDArray[np.int8]
     set_cost_s: float | None = None
     largest: int = 0
     fixed_s: float = 0.0

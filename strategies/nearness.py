@@ -9,6 +9,7 @@ sides together.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from strategies.base import AnyStrategy, Strategy
 from strategies.model import Float64Array, Int64Array
@@ -31,17 +32,16 @@ def places(strategy: AnyStrategy, matrix: Float64Array) -> Int64Array:
     return found
 
 
-def steps(strategy: AnyStrategy, matrix: Float64Array) -> Int64Array:
-    """int64[m], how far each set is from the one before: 0 with the same parameters, 1 with the same windows.
+def steps(strategy: AnyStrategy, matrix: Float64Array) -> NDArray[np.int8]:
+    """int8[m], how far each set is from the one before: 0 with the same parameters, 1 with the same windows.
 
     Else the bits of the curve that differ: the more there are, the fewer windows are shared across the step.
     """
-    found = np.zeros(len(matrix), dtype=np.int64)
+    found = np.zeros(len(matrix), dtype=np.int8)
     own = matrix[:, : len(strategy.params.names())]
     at = places(strategy, matrix)
-    crossed = (at[1:] ^ at[:-1]).astype(np.float64)
     found[1:] = (own[1:] != own[:-1]).any(axis=1)
-    found[1:] += np.frexp(crossed)[1]
+    found[1:] += np.frexp((at[1:] ^ at[:-1]).astype(np.float64))[1].astype(np.int8)
     return found
 
 

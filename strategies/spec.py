@@ -393,9 +393,9 @@ class StrategyGrid(_Spec):
         strategy = find(self.strategy)
         columns = [self._values(info) for info in parameter_table(strategy)]
         full = np.stack([column.ravel() for column in np.meshgrid(*columns, indexing="ij")], axis=1)
-        kept = full[strategy.params.keeps_order(full)]
-        order = np.argsort(places(strategy, kept), kind="stable")
-        return np.ascontiguousarray(kept[order]), len(full) - len(kept)
+        kept = np.flatnonzero(strategy.params.keeps_order(full))
+        kept = kept[np.argsort(places(strategy, full)[kept], kind="stable")]
+        return np.ascontiguousarray(full[kept]), len(full) - len(kept)
 
     def highest(self, name: str) -> float:
         """The largest value that the grid asks for a parameter; 0 where it does not name it."""

@@ -2,13 +2,17 @@
 
     python -m tests.bench.bench_distributed [--quick | --bars N --seconds S]
 
-The same sets are first computed by the bare kernel, in one process and in two at once that take half of them each, in
-one call a grid: two that share a core's units and its cache need more processor seconds than one. Then a Ray head with
-one CPU, and one with two, runs the sweep as users do (``python -m jobs.sweep``), and the processor seconds of driver
-and workers are read from the kernel's books, so that what else the machine does counts as little as it can.
-``overhead_cpu`` is their sum over the bare kernel's in as many processes, less 1; ``overhead_of_computing_cpu`` is that
-of the workers alone: the driver also ranks, does the statistics and draws the report, which the bare kernel does not.
-``overhead_wall`` is the wall time of the sweep over the bare kernel's, less 1, and needs a quiet machine.
+The same sets are computed by the bare kernel before and after each sweep (``bare`` is the mean: a clock that changes in
+between changes both), in as many processes as the sweep has workers, in one call a grid; two that share a cache need
+more processor seconds than one. The sweep runs as users run it (``python -m jobs.sweep``): once in one process without
+Ray (``alone``), then on a Ray head with one CPU, and on one with two. Processor seconds of driver and workers are read
+from the kernel's books, so that what else the machine does counts as little as it can.
+
+- ``overhead_cpu``: driver and workers over the bare kernel, less 1. The driver also ranks, does the statistics and
+  draws the report, which the bare kernel does not.
+- ``overhead_of_ray_cpu``: driver and workers over the sweep alone, less 1. That is Ray, Tune, the blocks, their parts.
+- ``overhead_of_workers_cpu``: the workers over the bare kernel, less 1.
+- ``overhead_wall``: the sweep's wall time over the bare kernel's, less 1; needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -58,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bars = walking_bars(bars_count)
         store.write(bars, source=SIMULATED)
         spec = spec_of_seconds(bars, seconds)
-        bare = {count: bare_kernel(spec, bars, count) for count in WORKERS}
         report: dict[str, Any] = {
             "bench": "distributed",
             "machine": f"{platform.machine()} {platform.system()} Python {platform.python_version()}",
@@ -67,23 +70,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "bars": bars_count,
             "sets": sum(len(matrix) for _, matrix in spec.parameter_sets()),
             "seed": SEED,
-            "bare": bare,
+            "alone": computed(prepare_run(folder / "runs", store, spec, "alone"), store),
             "workers": {},
         }
         for workers in WORKERS:
+            run = prepare_run(folder / "runs", store, spec, f"workers-{workers}")
+            before = bare_kernel(spec, bars, workers)
             with ray_head(num_cpus=workers) as head:
-                run = prepare_run(folder / "runs", store, spec, f"workers-{workers}")
-                figures = distributed(head, run, store)
-            beside = bare[workers]
-            figures["overhead_cpu"] = round(figures["cpu_s"] / beside["cpu_s"] - 1, 3)
-            figures["overhead_of_computing_cpu"] = round(sum(figures["worker_cpu_s"]) / beside["cpu_s"] - 1, 3)
-            figures["overhead_wall"] = round(figures["wall_s"] / beside["wall_s"] - 1, 3)
+                figures = computed(run, store, head)
+            after = bare_kernel(spec, bars, workers)
+            figures["bare"] = bare = {name: round((before[name] + after[name]) / 2, 2) for name in before}
+            figures["overhead_cpu"] = round(figures["cpu_s"] / bare["cpu_s"] - 1, 3)
+            figures["overhead_of_ray_cpu"] = round(figures["cpu_s"] / report["alone"]["cpu_s"] - 1, 3)
+            figures["overhead_of_workers_cpu"] = round(sum(figures["worker_cpu_s"]) / bare["cpu_s"] - 1, 3)
+            figures["overhead_wall"] = round(figures["wall_s"] / bare["wall_s"] - 1, 3)
             report["workers"][workers] = figures
-        first, second = (RunFolder(folder / "runs" / f"workers-{count}") for count in (1, 2))
-        report["tables_are_equal"] = first.results_file.read_bytes() == second.results_file.read_bytes()
-        report["two_workers_are_faster_by"] = round(
-            report["workers"][1]["timings_s"]["computing"] / report["workers"][2]["timings_s"]["computing"], 2
-        )
+        tables = [path.read_bytes() for path in (folder / "runs").glob("*/results.parquet")]
+        report["tables_are_equal"] = len(tables) == 1 + len(WORKERS) and len(set(tables)) == 1
+        computing = [figures["timings_s"]["computing"] for figures in report["workers"].values()]
+        report["two_workers_are_faster_by"] = round(computing[0] / computing[1], 2)
     print(json.dumps(report, indent=2))
 
 
@@ -144,16 +149,19 @@ def bare_kernel(spec: SweepSpec, bars: Bars, processes: int) -> dict[str, float]
     return {"wall_s": round(wall_s, 2), "cpu_s": round(sum(spent.get() for _ in running), 2)}
 
 
-def distributed(head: RayHead, run: RunFolder, store: BarStore) -> dict[str, Any]:
-    """The sweep as a driver of its own on this head: wall and processor seconds, phases, blocks."""
-    argv = [sys.executable, "-m", "jobs.sweep", "--run-dir", str(run.path), "--bars-dir", str(store.root)]
+def computed(run: RunFolder, store: BarStore, head: RayHead | None = None) -> dict[str, Any]:
+    """The sweep as a driver of its own, alone or on a head: wall and processor seconds, phases, blocks."""
+    program = "import sys; from jobs import sweep; sweep.WORKER_SECONDS_MIN = 1e18; sys.exit(sweep.main(sys.argv[1:]))"
+    words = ["-c", program] if head is None else ["-m", "jobs.sweep"]
+    argv = [sys.executable, *words, "--run-dir", str(run.path), "--bars-dir", str(store.root)]
+    environment = os.environ if head is None else head.environment
     began_s = time.perf_counter()
     with (run.path / "driver.log").open("ab") as log:
-        driver = psutil.Popen(argv, env=dict(head.environment), stdout=log, stderr=subprocess.STDOUT)
+        driver = psutil.Popen(argv, env=dict(environment), stdout=log, stderr=subprocess.STDOUT)
     spent: dict[int, float] = {}
     driver_s = 0.0
     while driver.poll() is None:
-        for process in [driver, *head.workers(WORKER)]:
+        for process in [driver, *(head.workers(WORKER) if head else ())]:
             try:
                 times = process.cpu_times()
             except psutil.Error:
