@@ -40,7 +40,8 @@ DRIVER_SHARE_MAX: Final = 0.5
 FIXED_SHARE_MAX: Final = 0.05
 # A block of so many times fewer sets has too few of the tables to tell what they cost a larger one.
 FEW_TABLES: Final = 16
-# A cut may move by so much to where the fewest tables are shared: from half to twice there is a whole square of them.
+# A cut may move by so much to where the fewest tables are shared. The longest is twice the shortest, so that the end of
+# a whole square of windows, of 2**k sets, lies between.
 SHORTER: Final = 0.65
 LONGER: Final = 1.35
 
