@@ -10,8 +10,8 @@ from the kernel's books, so that what else the machine does counts as little as 
 
 - ``overhead_cpu``: driver and workers over the bare kernel, less 1. The driver also ranks, does the statistics and
   draws the report, which the bare kernel does not.
-- ``overhead_of_ray_cpu``: driver and workers over the sweep alone, less 1: Ray and Tune. What the bare kernel needs more
-  in two processes than in one is no work of theirs and is added to the sweep alone.
+- ``overhead_of_ray_cpu``: driver and workers over the sweep alone, less 1: Ray and Tune. What the bare kernel needs
+  more in two processes than in one is no work of theirs and is added to the sweep alone.
 - ``overhead_of_workers_cpu``: the workers over the bare kernel, less 1.
 - ``overhead_wall``: the sweep's wall time over the bare kernel's, less 1; needs a quiet machine.
 """
