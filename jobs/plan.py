@@ -40,10 +40,11 @@ DRIVER_SHARE_MAX: Final = 0.5
 FIXED_SHARE_MAX: Final = 0.05
 # A block of so many times fewer sets has too few of the tables to tell what they cost a larger one.
 FEW_TABLES: Final = 16
-# A cut may move by so much to where the fewest tables are shared. The longest is twice the shortest, so that the end of
-# a whole square of windows, of 2**k sets, lies between.
+# A cut may move by so much to where few tables are shared. The longest is twice the shortest, so that the end of a
+# whole square of windows, of 2**k sets, lies between; ends of squares of 2**(k - 4) sets are nearly as good and nearer.
 SHORTER: Final = 0.65
 LONGER: Final = 1.35
+NEARLY: Final = 4
 
 
 class Source(Protocol):
@@ -202,7 +203,7 @@ class _Grid:
             return end
         low, high = start + max(1, math.ceil(SHORTER * size)), start + max(1, int(LONGER * size))
         steps_here = self.steps[low - self.first : high - self.first + 1]
-        places = np.flatnonzero(steps_here == steps_here.max())
+        places = np.flatnonzero(steps_here >= steps_here.max() - NEARLY)
         return low + int(places[np.argmin(np.abs(places + low - start - size))])
 
     def measured(self, size: int, seconds: float) -> None:

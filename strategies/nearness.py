@@ -21,7 +21,7 @@ def places(strategy: AnyStrategy, matrix: Float64Array) -> Int64Array:
     Sets with the same windows stand at one place, and all do where the strategy names none.
     """
     found = np.zeros(len(matrix), dtype=np.int64)
-    ranks = [np.unique(matrix[:, column], return_inverse=True)[1] for column in _windows(strategy)]
+    ranks = [np.unique(matrix[:, column], return_inverse=True)[1] for column in window_columns(strategy)]
     digits = [int(rank.max(initial=0)).bit_length() for rank in ranks]
     position = 0
     for digit in range(max(digits, default=0)):
@@ -45,7 +45,8 @@ def steps(strategy: AnyStrategy, matrix: Float64Array) -> NDArray[np.int8]:
     return found
 
 
-def _windows(strategy: AnyStrategy) -> list[int]:
+def window_columns(strategy: AnyStrategy) -> list[int]:
+    """Which of the strategy's own parameters its indicator tables are made for; none where it has no ``switches``."""
     if not isinstance(strategy, Strategy) or strategy.switches is None:
         return []
     return [strategy.params.names().index(name) for name in strategy.switches.windows]

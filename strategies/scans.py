@@ -17,6 +17,7 @@ from numba.core import config
 from strategies.base import Strategy
 from strategies.compiled import compiled, read_only
 from strategies.model import Float64Array
+from strategies.nearness import window_columns
 from strategies.tables import WORD, Changes, Series, Windows
 
 # Bars of a tile. It must not follow from the sets of a block: the running sums begin anew with each tile, so a set's
@@ -49,7 +50,7 @@ class Scan:
             raise AssertionError(f"{strategy.name} has no switches")
         self.switches, self.rows, self.series = switches, read_only(rows), series
         self.width = width = tile_bars(series.close.size)
-        columns = [strategy.params.names().index(name) for name in switches.windows]
+        columns = window_columns(strategy)
         sizes, places = np.unique(rows[:, columns].astype(np.int64), return_inverse=True)
         self.places = np.ascontiguousarray(places.reshape(len(rows), len(columns)).astype(np.int64))
         per_bar, fixed = switches.memory

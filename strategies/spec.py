@@ -33,7 +33,7 @@ from strategies.base import (
 )
 from strategies.cross_section import CrossSection
 from strategies.metrics import METRICS
-from strategies.model import Float64Array, Granularity
+from strategies.model import Float64Array, Granularity, Int64Array
 from strategies.nearness import places
 from strategies.panel import PRODUCTS_MAX, quote_currency
 from strategies.registry import CROSS_SECTIONS, STRATEGIES, find
@@ -390,12 +390,14 @@ class StrategyGrid(_Spec):
         Columns are as in ``parameter_table``, rules last. Sets that share windows are near each other
         (strategies/nearness.py); else, and among those with the same windows, the last column varies fastest.
         """
-        strategy = find(self.strategy)
-        columns = [self._values(info) for info in parameter_table(strategy)]
-        full = np.stack([column.ravel() for column in np.meshgrid(*columns, indexing="ij")], axis=1)
-        kept = np.flatnonzero(strategy.params.keeps_order(full))
-        kept = kept[np.argsort(places(strategy, full)[kept], kind="stable")]
+        full, kept = self._expanded()
+        kept = kept[np.argsort(places(find(self.strategy), full)[kept], kind="stable")]
         return np.ascontiguousarray(full[kept]), len(full) - len(kept)
+
+    def dropped(self) -> int:
+        """How many combinations break a rule between parameters."""
+        full, kept = self._expanded()
+        return len(full) - len(kept)
 
     def highest(self, name: str) -> float:
         """The largest value that the grid asks for a parameter; 0 where it does not name it."""
@@ -423,6 +425,13 @@ class StrategyGrid(_Spec):
         if math.inf in least.values():
             rules = " and ".join(f"{lesser} < {greater}" for lesser, greater in strategy.params.BELOW)
             raise SpecError(field, self.grid, f"a combination with {rules}")
+
+    def _expanded(self) -> tuple[Float64Array, Int64Array]:
+        """Every combination, float64[n, k], and which of them keep the rules between parameters, int64[m]."""
+        strategy = find(self.strategy)
+        columns = [self._values(info) for info in parameter_table(strategy)]
+        full = np.stack([column.ravel() for column in np.meshgrid(*columns, indexing="ij")], axis=1)
+        return full, np.flatnonzero(strategy.params.keeps_order(full))
 
     def _values(self, info: ParameterInfo) -> Float64Array:
         axis = self.grid.get(info.name, (info.default,))
@@ -481,7 +490,7 @@ class SweepSpec(_Period):
         if self.count() > self.max_sets:
             raise SpecError("grids", self.count(), f"at most max_sets = {self.max_sets} parameter sets")
         for position, grid in enumerate(self.grids):
-            if not len(grid.combinations()[0]):
+            if grid.dropped() == grid.count():
                 rules = " and ".join(f"{lesser} < {greater}" for lesser, greater in find(grid.strategy).params.BELOW)
                 raise SpecError(f"grids[{position}].grid", grid.grid, f"a combination with {rules}")
         return self
@@ -502,7 +511,7 @@ class SweepSpec(_Period):
         """How many of ``count()`` break a rule between parameters and are not run; a search asks for none that do."""
         if self.search is not None:
             return 0
-        return sum(grid.combinations()[1] for grid in self.grids)
+        return sum(grid.dropped() for grid in self.grids)
 
     def parameter_sets(self) -> list[tuple[str, Float64Array]]:
         """(strategy name, float64[m, k]) for each grid, in the order of the specification; m = 0 before a search."""

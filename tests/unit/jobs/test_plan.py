@@ -50,7 +50,7 @@ def covers(blocks: Sequence[Block], count: int) -> bool:
         ([1], 1e-3, 8, 1),
         ([1_000], 1e-3, 1, 8),  # a second of work
         ([100_000], 1e-3, 2, 50),  # 50 seconds for each: 4, 32, 256, 2,048 sets, then 4 seconds each, then shorter ones
-        ([1_000_000], 1e-4, 2, 60),
+        ([1_000_000], 1e-4, 2, 50),
         ([50, 1_000_000], 1e-4, 2, 60),
         ([1_000_000], 1.0, 1_000, 20_000),  # a thousand seconds for each of a thousand workers
     ],

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strategies.base import RULE_NAMES
 from strategies.model import Float64Array
 from strategies.nearness import places, steps
 from strategies.registry import find
@@ -54,7 +55,7 @@ def test_each_combination_is_there_once_and_those_of_one_target_follow_each_othe
     if not wanted:
         return
     matrix = grid_of("sma_cross", {"fast": fast, "slow": slow, "allow_short": [0, 1], "stop_loss": stops})
-    column = 3 + list(_rules()).index("stop_loss")
+    column = 3 + RULE_NAMES.index("stop_loss")
     found = [(*row[:3], row[column]) for row in matrix.tolist()]
     assert len(found) == len(wanted)
     assert set(found) == wanted
@@ -69,14 +70,8 @@ def test_a_strategy_without_windows_keeps_the_order_of_its_grid() -> None:
 
 def test_a_step_is_0_between_rules_1_between_targets_of_the_same_windows_and_larger_between_windows() -> None:
     own = np.array([[1.0, 5, 0], [1, 5, 0], [1, 5, 1], [1, 6, 0], [2, 5, 0], [1, 8, 0], [1, 9, 0]])
-    rules = np.zeros((len(own), len(_rules())))
+    rules = np.zeros((len(own), len(RULE_NAMES)))
     rules[1, 0] = 0.1
     # Places: 1,5 is 0; 1,6 is 1; 2,5 is 2; 1,8 is 4; 1,9 is 5 (ranks of 5, 6, 8, 9: 0 to 3).
     assert places(find("sma_cross"), own).tolist() == [0, 0, 0, 1, 2, 4, 5]
     assert steps(find("sma_cross"), np.hstack([own, rules])).tolist() == [0, 0, 1, 2, 3, 4, 2]
-
-
-def _rules() -> tuple[str, ...]:
-    from strategies.base import RULE_NAMES
-
-    return tuple(RULE_NAMES)
