@@ -58,6 +58,8 @@ EMPTY_INTERVAL_S: Final = 1.0
 POLL_S_MIN: Final = 1.0
 # A token of ours begins "now" by our clock, and the venue refuses one that has not begun (control 50: one second).
 CLOCK_SKEW_S_MAX: Final = 1.0
+# Every way out of a run is a matter of seconds; one that neither beats nor ends is stuck, and a new replica is not.
+STUCK_S: Final = 30.0
 CHANNELS: Final = ("user", "ticker")
 
 logger = logging.getLogger("ray.serve")
@@ -117,6 +119,14 @@ class Execution:
         self._explained_since: dict[str, float] = {}
         # The scopes whose orders the venue has shown to be gone since they were to be cancelled.
         self._emptied: set[str] = set()
+        # When the last heartbeat was written in this run; None where none is due.
+        self._beaten_s: float | None = None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it neither works nor has ended: heartbeats have stopped for longer than anything takes."""
+        patience_s = STUCK_S + 2 * self._settings.reference_interval_s
+        return self._beaten_s is not None and self._clock.monotonic_s() - self._beaten_s > patience_s
 
     async def run(self) -> None:
         """Start up, then work until something that must not be ignored happens (it is raised)."""
@@ -135,6 +145,7 @@ class Execution:
                 if self._make_stream is not None:
                     group.create_task(self._listen(self._make_stream(sorted(self._limits.products))))
         finally:
+            self._beaten_s = None
             if self._threads is not None:
                 self._threads.close()
 
@@ -370,6 +381,7 @@ class Execution:
                 **self._context.counts,
             },
         )
+        self._beaten_s = self._clock.monotonic_s()
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -424,6 +436,7 @@ class ExecutionService:
         self._ledger = Ledger.connect(settings, secrets)
 
         anchors = Anchors.of(settings, secrets)
+        self._execution: Execution | None = None
 
         def make() -> Execution:
             # The simulator's key may come after us, so the venue is made anew with each attempt.
@@ -433,19 +446,22 @@ class ExecutionService:
                 return VenueStream(venue, CHANNELS, product_ids)
 
             stream, allowed = listen if settings.execution.stream else None, settings.venue.allow_transfer_key
-            return Execution(
+            self._execution = Execution(
                 self._ledger, venue, limits, settings.execution, anchors, stream=stream, allow_transfer_key=allowed
             )
+            return self._execution
 
         self._task: asyncio.Task[Any] | None = None
         self._make = make
 
     async def check_health(self) -> None:
-        """Start the task on the replica's own loop; afterwards fail when it has ended."""
+        """Start the task on the replica's own loop; afterwards fail when it has ended or is stuck."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(supervise(self._make))
         if self._task.done():
             raise RuntimeError(f"execution ended: {self._task.exception()!r}")
+        if self._execution is not None and self._execution.stuck:
+            raise RuntimeError(f"execution is stuck: no heartbeat for more than {STUCK_S:g} s")
 
 
 app = ExecutionService.bind()  # type: ignore[attr-defined]

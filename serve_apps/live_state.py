@@ -145,7 +145,9 @@ def _down(price: Decimal, increment: Decimal) -> Decimal:
 async def heard_or_later(wake: asyncio.Event, wait_s: float) -> None:
     """Return when ``wake`` is set, or after ``wait_s`` seconds."""
     try:
-        await asyncio.wait_for(wake.wait(), wait_s)
+        # Not wait_for: in Python 3.11 that swallows a cancellation which comes in the turn in which it would return.
+        async with asyncio.timeout(wait_s):
+            await wake.wait()
     except TimeoutError:
         return
     finally:

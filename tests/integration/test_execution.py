@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.anchors import Anchors
-from cluster.ledger import Verdict
+from cluster.ledger import LedgerUnavailable, Verdict
 from cluster.reconcile import adjustment, compare
 from cluster.venue_budget import shared_venue
 from cluster.venue_stream import VenueStream
@@ -99,6 +99,37 @@ async def amend(made: Rig, order: Order, quantity: str, limit_price: str) -> Ver
 
 async def reserved(made: Rig) -> int:
     return int((await made.ledger.snapshot(ACCOUNT)).book.get("reserved", "0"))
+
+
+async def is_stuck(runs: Execution, wanted: bool) -> None:
+    async with asyncio.timeout(20):
+        while runs.stuck is not wanted:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_run_that_neither_works_nor_ends_is_called_stuck(desk: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One part once outlived the others' failure: the replica looked healthy and nothing was executed.
+    let_go, fails = asyncio.Event(), asyncio.Event()
+
+    async def will_not_end(self: Execution) -> None:
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+
+    async def watch(self: Execution) -> None:
+        if fails.is_set():
+            raise LedgerUnavailable("gone")
+
+    monkeypatch.setattr(Execution, "_follow_orders", will_not_end)
+    monkeypatch.setattr(Execution, "_watch", watch)
+    async with executing(desk, monkeypatch, listen=False) as runs:
+        assert not runs.stuck
+        # As fast as heartbeats come here; a run that works is not called stuck by it in between.
+        monkeypatch.setattr(execution, "STUCK_S", 0.0)
+        fails.set()
+        await is_stuck(runs, True)
+        let_go.set()
+        await is_stuck(runs, False)
 
 
 async def test_orders_of_every_kind_reach_the_venue_and_what_becomes_of_them_comes_back(
