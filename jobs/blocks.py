@@ -7,17 +7,17 @@ sent through the driver it would be lost with it.
 
 from __future__ import annotations
 
-import contextlib
-import os
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from cluster.run_folder import Block, RunFolder
+from jobs import background
 from jobs.parts import Identity, read_part, write_part
 from jobs.plan import ParameterSets, Source
 from strategies.model import Bars, Float64Array, Granularity, Int64Array
@@ -28,8 +28,6 @@ from strategies.spec import Costs, Sizing
 # Exactly what Tune gives its actors. With the same for the whole job they move into workers that are already up; a
 # difference of one variable makes Ray start new ones.
 WORKER_ENVIRONMENT: Final = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-# On a desk in service orders come first; alone on a machine a sweep is as quick as ever. Ray's own value for workers.
-NICENESS: Final = 15
 # Enough bars to load every kernel, few enough to cost nothing.
 WARM_UP_BARS: Final = 32
 
@@ -78,23 +76,6 @@ def config_of(block: Block, rows: Float64Array | None = None) -> dict[str, Any]:
     return {"block": block.model_dump()} | ({} if rows is None else {"rows": rows.tolist()})
 
 
-def step_back(whole_session: bool = False) -> None:
-    """From now on this thread, and what it starts, computes when nobody else wants the processor.
-
-    ``whole_session``: so do all processes of this session, which a desktop's kernel otherwise gives a share of its own,
-    whatever their niceness (sched(7), "The autogroup feature").
-    """
-    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
-    if whole_session:
-        with contextlib.suppress(OSError):  # a kernel without the feature
-            Path("/proc/self/autogroup").write_text(f"{NICENESS}\n")
-
-
-def is_job() -> bool:
-    """Whether Ray's Jobs API has started this process, in a session of its own."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
 def compute_here(
     work: Work,
     source: Source,
@@ -127,6 +108,11 @@ def _load_kernels(strategy: str, matrix: Float64Array, work: Work) -> None:
     evaluate(strategy, matrix[:1], bars, work.costs, work.sizing, np.array([0, len(bars)]), work.decide_on)
 
 
+def worker_python() -> str:
+    """The command, for a shell, that starts a worker's interpreter in the background: on a desk orders come first."""
+    return shlex.join([sys.executable, "-IS", background.__file__, sys.executable])
+
+
 def connect() -> int:
     """Join the cluster this process was started in; the number of CPUs it has now, at least 1."""
     import logging
@@ -135,6 +121,6 @@ def connect() -> int:
 
     # Inside a job Ray takes address and runtime_env from the environment the Jobs API sets. The code is not shipped as
     # a working_dir: every node has the package installed, and imports of one path share the compiled kernels' cache.
-    environment = {"env_vars": WORKER_ENVIRONMENT}
+    environment = {"env_vars": WORKER_ENVIRONMENT, "py_executable": worker_python()}
     ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING, runtime_env=environment)
     return max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from cluster.remote_runs import PACKAGED, sent, unpacked
 from cluster.run_folder import RunError, RunFolder, RunState
 from jobs import sweep
-from jobs.blocks import is_job, step_back
+from jobs.background import is_job, step_back
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -42,7 +42,7 @@ from cluster.runs import (
     read_market,
     spec_hash,
 )
-from jobs import blocks, parts, results
+from jobs import background, blocks, parts, results
 from jobs.plan import GridPlan, ParameterSets
 from jobs.search import StudySource
 from jobs.study import check_search
@@ -370,5 +370,5 @@ def _say(text: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    blocks.step_back(whole_session=blocks.is_job())
+    background.step_back(whole_session=background.is_job())
     sys.exit(main())

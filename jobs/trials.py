@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.run_folder import Block
-from jobs.blocks import WORKER_ENVIRONMENT, Work, config_of, evaluate_block, step_back
+from jobs.blocks import WORKER_ENVIRONMENT, Work, config_of, evaluate_block
 from jobs.plan import Source
 
 # Tune reads these when it is imported. Its loggers would write three files a trial, its own output a table a second.
@@ -89,7 +89,6 @@ def run_blocks(
 
 def _begin(config: dict[str, Any], work: Work, begun_dir: Path) -> dict[str, Any]:
     """The trainable: tells that the block has begun, then computes it."""
-    step_back()
     _mark(begun_dir, Block(**config["block"])).touch()
     return evaluate_block(config, work)
 

@@ -41,10 +41,18 @@ def begin(config: dict[str, Any], work: Work, begun_dir: Path) -> dict[str, Any]
         # Of the first block's time what was neither computing nor writing: kernels and strategies loaded.
         _BOOK.update(loading_s=round(spent_s - found["seconds"], 3))
     loaded, compiled = statistics()
-    niceness = os.getpriority(os.PRIO_PROCESS, 0)
-    _BOOK.update(loaded=loaded, compiled=compiled, niceness=niceness, blocks=_BOOK["blocks"] + 1)
+    _BOOK.update(loaded=loaded, compiled=compiled, blocks=_BOOK["blocks"] + 1)
+    _BOOK.update(pid=os.getpid(), session=os.getsid(0), niceness=os.getpriority(os.PRIO_PROCESS, 0), share=_share())
     replace_file(folder / f"{os.getpid()}.json", json.dumps(_BOOK).encode())
     return found
+
+
+def _share() -> str:
+    """What the session weighs beside others; empty on a kernel that does not say."""
+    try:
+        return Path("/proc/self/autogroup").read_text().strip().partition(" ")[2]
+    except OSError:
+        return ""
 
 
 def _meet(folder: Path) -> None:

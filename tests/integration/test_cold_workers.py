@@ -15,7 +15,7 @@ import pytest
 
 from cluster.market_data import SIMULATED
 from cluster.runs import RunState, prepare_run
-from jobs.blocks import NICENESS
+from jobs.background import NICENESS, SHARE_NICENESS
 from strategies.backtest import warm
 from tests.ray_head import RayHead, ray_head
 from tests.run_samples import make_spec, make_store, wavy_bars
@@ -90,6 +90,9 @@ def test_the_workers_of_a_sweep_compile_nothing(
     assert [book["compiled"] for book in books] == [[]] * len(books)
     assert all(book["loaded"] > 0 for book in books)
     assert all(book["niceness"] == NICENESS for book in books), "a desk's orders come first"
+    # Within Ray's session a worker took time from ledger and venue, whatever its niceness: orders waited half a second.
+    assert all(book["session"] == book["pid"] for book in books)
+    assert {book["share"] for book in books} <= {f"nice {SHARE_NICENESS}", ""}
 
 
 def test_without_a_cache_it_would_be_seen(tmp_path: Path) -> None:
