@@ -197,10 +197,12 @@ def targets_of(strategy: Strategy, vector: Float64Array, bars: Bars) -> Float64A
 
 def warm() -> None:
     """Compile, or load from the cache, everything a backtest calls: afterwards a new process compiles nothing."""
-    from strategies import portfolio  # it is made of this module
+    # The first is made of this module; the second needs what no backtest does.
+    from strategies import overfit, portfolio
 
     forget_stale()
     portfolio.warm()
+    overfit.overfitting(np.ones((2, 2, len(MOMENTS))))
     price = np.linspace(100.0, 101.0, 3)
     ts_ns = np.arange(3, dtype=np.int64) * Granularity.ONE_DAY.ns
     bars = Bars("WARM-UP", Granularity.ONE_DAY, ts_ns, price, price, price, price, price)

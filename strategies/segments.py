@@ -44,7 +44,7 @@ HELD_OUT: Final = 0.3
 # Lopez de Prado 2018, 7.4.2, finds an embargo of 1 % of the bars enough to prevent leakage.
 PURGE_SHARE: Final = 0.01
 # Below this share of the mean a deviation pooled from sums of squares is their rounding error.
-_NO_DEVIATION_OF_MEAN: Final = 3e-5
+NO_DEVIATION_OF_MEAN: Final = 3e-5
 
 
 def plan_segments(
@@ -226,7 +226,7 @@ def complete_rows(moments: Float64Array) -> Int64Array:
 
 def _no_noise(variance: Float64Array, mean: Float64Array) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """Whether a variance is more than the rounding of the sums it is made of."""
-    return variance > np.maximum(NO_DEVIATION**2, (_NO_DEVIATION_OF_MEAN * mean) ** 2)
+    return variance > np.maximum(NO_DEVIATION**2, (NO_DEVIATION_OF_MEAN * mean) ** 2)
 
 
 def _whole(field: str, value: object, lowest: int) -> None:

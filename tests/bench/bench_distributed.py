@@ -1,12 +1,16 @@
 """What a sweep on Ray costs beside its kernel: one worker and two, in one run, as JSON.
 
-    python -m tests.bench.bench_distributed [--quick | --bars N --seconds S]
+    python -m tests.bench.bench_distributed [--rules] [--quick | --bars N --seconds S]
 
 The same sets are computed by the bare kernel before and after each sweep (``bare`` is the mean: a clock that changes in
 between changes both), in as many processes as the sweep has workers, in one call a grid; two that share a cache need
 more processor seconds than one. The sweep runs as users run it (``python -m jobs.sweep``): once in one process without
 Ray (``alone``), then on a Ray head with one CPU, and on one with two. Processor seconds of driver and workers are read
 from the kernel's books, so that what else the machine does counts as little as it can.
+
+A minute is 100,000 sets that are paid for by their changes of target, or, with ``--rules`` (every set has a stop), some
+5,000 that are gone through bar by bar; ranking and statistics cost by the set, so the two differ in what surrounds the
+kernel.
 
 - ``overhead_cpu``: driver and workers over the bare kernel, less 1. The driver also ranks, does the statistics and
   draws the report, which the bare kernel does not.
@@ -46,12 +50,14 @@ WORKERS: Final = (1, 2)
 WORKER: Final = "ray::ImplicitFunc"
 POLL_S: Final = 0.1
 FAST: Final = {"start": 5, "stop": 104, "step": 1}
+STOP_LOSS: Final = [0.05]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few seconds of work: for the tests")
+    parser.add_argument("--rules", action="store_true", help="every set has a stop, which the general loop computes")
     parser.add_argument("--bars", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=60.0, help="about so long the bare kernel runs")
     options = parser.parse_args(arguments)
@@ -62,12 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store = BarStore(folder / "bars")
         bars = walking_bars(bars_count)
         store.write(bars, source=SIMULATED)
-        spec = spec_of_seconds(bars, seconds)
+        spec = spec_of_seconds(bars, seconds, options.rules)
         report: dict[str, Any] = {
             "bench": "distributed",
             "machine": f"{platform.machine()} {platform.system()} Python {platform.python_version()}",
             "cores": os.cpu_count(),
             "load_average": round(os.getloadavg()[0], 1),
+            "rules": options.rules,
             "bars": bars_count,
             "sets": sum(len(matrix) for _, matrix in spec.parameter_sets()),
             "seed": SEED,
@@ -104,20 +111,21 @@ def walking_bars(count: int) -> Bars:
     return Bars("BTC-USD", Granularity.ONE_MINUTE, ts_ns, opened, high, low, close, np.ones(count))
 
 
-def spec_of_seconds(bars: Bars, seconds: float) -> SweepSpec:
+def spec_of_seconds(bars: Bars, seconds: float, rules: bool) -> SweepSpec:
     """A grid of SMA crosses over these bars for which the bare kernel takes about so long."""
-    small = _spec(max(2, round(2 * seconds)))
+    small = _spec(2 if rules else max(2, round(2 * seconds)), rules)
     (_, matrix), *_ = small.parameter_sets()
     began_s = time.thread_time()
     evaluate("sma_cross", matrix, bars, small.costs, cuts=_cuts(bars))
     per_set_s = (time.thread_time() - began_s) / len(matrix)
-    return _spec(max(2, round(seconds / per_set_s / 100)))
+    return _spec(max(2, round(seconds / per_set_s / 100)), rules)
 
 
-def _spec(slow_windows: int) -> SweepSpec:
+def _spec(slow_windows: int, rules: bool) -> SweepSpec:
     slow = {"start": 110, "stop": 109 + slow_windows, "step": 1}
+    grid = {"fast": FAST, "slow": slow} | ({"stop_loss": STOP_LOSS} if rules else {})
     content = {"product_id": "BTC-USD", "granularity": "ONE_MINUTE", "costs": {"fee_bps": 10}}
-    return parse_spec(content | {"grids": [{"strategy": "sma_cross", "grid": {"fast": FAST, "slow": slow}}]})
+    return parse_spec(content | {"grids": [{"strategy": "sma_cross", "grid": grid}]})
 
 
 def _cuts(bars: Bars) -> Any:
