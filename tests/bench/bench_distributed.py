@@ -115,6 +115,7 @@ def spec_of_seconds(bars: Bars, seconds: float, rules: bool) -> SweepSpec:
     """A grid of SMA crosses over these bars for which the bare kernel takes about so long."""
     small = _spec(2 if rules else max(2, round(2 * seconds)), rules)
     (_, matrix), *_ = small.parameter_sets()
+    evaluate("sma_cross", matrix[:1], bars, small.costs, cuts=_cuts(bars))  # loads the kernels, which is no set's cost
     began_s = time.thread_time()
     evaluate("sma_cross", matrix, bars, small.costs, cuts=_cuts(bars))
     per_set_s = (time.thread_time() - began_s) / len(matrix)
