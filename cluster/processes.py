@@ -133,8 +133,8 @@ def family(started: Iterable[Started], owner: str, marks: Sequence[str]) -> list
     """Every living process of the desk, and no other.
 
     These are the started ones, their descendants, and whatever carries the owner's variable. Of programs that have
-    renamed themselves, which overwrites their environment, those in a session of a started one or with one of
-    ``marks`` in their command line.
+    renamed themselves, which overwrites their environment, those in a session of a started one, or with one of
+    ``marks`` in their command line or in the name of the file they write their output to.
     """
     started = list(started)
     roots = [process for item in started if (process := item.process()) is not None]
@@ -205,6 +205,9 @@ def _belongs(process: psutil.Process, owner: str, marks: Sequence[str], sessions
         if environment := process.environ():
             # A reader of the desk's logs has their path in its command line too; it is not ours to stop.
             return environment.get(OWNER_VARIABLE) == owner
-        return os.getsid(process.pid) in sessions or any(mark in part for part in process.cmdline() for mark in marks)
+        if os.getsid(process.pid) in sessions or any(mark in part for part in process.cmdline() for mark in marks):
+            return True
+        # A sweep's worker has left its session and its command line; what it says still goes to the desk's logs.
+        return any(mark in str(Path(f"/proc/{process.pid}/fd/1").readlink()) for mark in marks)
     except (psutil.Error, OSError):
         return False

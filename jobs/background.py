@@ -13,15 +13,18 @@ from pathlib import Path
 
 # Ray's own value for workers, which a desk in service sets to 0 for its replicas.
 NICENESS = 15
+# What the session weighs beside others; only where the kernel has the feature.
+SHARE = Path("/proc/self/autogroup")
 SHARE_NICENESS = 19
 
 
 def main() -> None:
     """Leave the session, step back, and become the program."""
-    with contextlib.suppress(OSError):  # of another session than the parent: as good
-        # Who leads a group, as Ray's workers do, cannot begin a session.
-        os.setpgid(0, os.getpgid(os.getppid()))
-        os.setsid()
+    if SHARE.exists():
+        with contextlib.suppress(OSError):  # of another session than the parent: as good
+            # Who leads a group, as Ray's workers do, cannot begin a session.
+            os.setpgid(0, os.getpgid(os.getppid()))
+            os.setsid()
     step_back(whole_session=os.getsid(0) == os.getpid())
     os.execv(sys.argv[1], sys.argv[1:])  # noqa: S606 - the program Ray would have started
 
@@ -34,7 +37,7 @@ def step_back(whole_session: bool) -> None:
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     if whole_session:
         with contextlib.suppress(OSError):  # a kernel without the feature
-            Path("/proc/self/autogroup").write_text(f"{SHARE_NICENESS}\n")
+            SHARE.write_text(f"{SHARE_NICENESS}\n")
 
 
 def is_job() -> bool:

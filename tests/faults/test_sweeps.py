@@ -234,8 +234,11 @@ class Sweep:
         return ""
 
     def resume(self) -> None:
-        """Ask the desk to go on with a run that has failed, as soon as it says so."""
-        eventually(lambda: self.state() == "FAILED", WAIT_S, "the desk knows that the run has failed")
+        """Ask the desk to go on with a run that has failed, as soon as it says so.
+
+        A driver that still works for a head that is dead is asked to end by the next ``up``: it then says STOPPED.
+        """
+        eventually(lambda: self.state() in {"FAILED", "STOPPED"}, WAIT_S, "the desk knows that the run has ended")
         reply = self.desk.http.post(f"/v1/backtests/{self.run_id}/resume")
         assert reply.status_code == 202, reply.text
 

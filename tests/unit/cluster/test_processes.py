@@ -236,6 +236,20 @@ def test_a_renamed_process_is_found_by_its_session(begin: Callable[[str], Starte
     assert pids(family([item], owner, [])) == {item.pid}
 
 
+def test_a_renamed_process_that_has_left_its_session_is_found_by_its_output(owner: str, tmp_path: Path) -> None:
+    # Workers of sweeps once outlived a raylet that was killed: neither session nor command line told whose they were.
+    with (tmp_path / "worker.out").open("w") as output:
+        worker = subprocess.Popen([sys.executable, "-c", RENAMED], stdout=output, start_new_session=True)
+    try:
+        wait_for(lambda: "ready" in (tmp_path / "worker.out").read_text())
+        assert psutil.Process(worker.pid).environ() == {}
+        assert family([], owner, [f"{tmp_path / 'other'}/"]) == []
+        assert pids(family([], owner, [f"{tmp_path}/"])) == {worker.pid}
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
 def test_what_is_not_the_desks_is_not_found(begin: Callable[[str], Started], owner: str, tmp_path: Path) -> None:
     item = begin(SLEEP)
     others = [
