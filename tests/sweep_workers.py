@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.run_folder import RunFolder, replace_file
+from jobs.background import SHARE
 from jobs.blocks import Work
 
 # A sweep of one block has one worker, whatever the cluster.
@@ -50,7 +51,7 @@ def begin(config: dict[str, Any], work: Work, begun_dir: Path) -> dict[str, Any]
 def _share() -> str:
     """What the session weighs beside others; empty on a kernel that does not say."""
     try:
-        return Path("/proc/self/autogroup").read_text().strip().partition(" ")[2]
+        return SHARE.read_text().strip().partition(" ")[2]
     except OSError:
         return ""
 

@@ -233,12 +233,9 @@ class Sweep:
             return str(reply.json()["progress"]["state"]) if reply.status_code == 200 else ""
         return ""
 
-    def resume(self) -> None:
-        """Ask the desk to go on with a run that has failed, as soon as it says so.
-
-        A driver that still works for a head that is dead is asked to end by the next ``up``: it then says STOPPED.
-        """
-        eventually(lambda: self.state() in {"FAILED", "STOPPED"}, WAIT_S, "the desk knows that the run has ended")
+    def resume(self, *ended_as: str) -> None:
+        """Ask the desk to go on with a run, as soon as it says that it has ended, and as one of these."""
+        eventually(lambda: self.state() in ended_as, WAIT_S, f"the desk knows that the run is {' or '.join(ended_as)}")
         reply = self.desk.http.post(f"/v1/backtests/{self.run_id}/resume")
         assert reply.status_code == 202, reply.text
 
@@ -291,7 +288,7 @@ def test_a_sweep_outlives_its_workers_its_driver_and_the_head(
         sweep.await_share(0.3)
         assert [driver for driver in drivers(sweep.folder) if killed_now(driver)]
         before = [parts(sweep.folder)]
-        sweep.resume()
+        sweep.resume("FAILED")
         sweep.await_share(0.5)
         victim = end_of_head(desk, seed)
         begin_s = time.monotonic()
@@ -302,7 +299,8 @@ def test_a_sweep_outlives_its_workers_its_driver_and_the_head(
         before.append(parts(sweep.folder))
         done = sum(int(name[15:23]) - int(name[6:14]) for name in before[-1])
         load.await_service()
-        sweep.resume()
+        # A driver that still worked for the dead head was asked to end by ``up``, and says so.
+        sweep.resume("FAILED", "STOPPED")
         progress = sweep.end()
         load.finish()
         report(**load.figures())
@@ -339,7 +337,7 @@ def test_the_risk_path_does_not_notice_a_sweep_without_memory(
             starved += sum(starve(process) for process in found if at_work)
             time.sleep(0.05)
         failed = sweep.state(), sweep.folder.progress()
-        sweep.resume()
+        sweep.resume("FAILED")
         progress = sweep.end()
         end_s = time.time()
         load.finish()
